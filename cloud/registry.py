@@ -1,0 +1,146 @@
+"""The registry: immutable student versions and pools, blobs named by content, one atomic pointer an environment.
+
+blobs/<sha256>                              files of students and pools
+environments/<name>/versions/000003.json    a manifest, written once
+environments/<name>/current                 number of the running version, replaced atomically
+environments/<name>/pool.json               the running pool, replaced atomically
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..models.cache import write_atomic
+from ..models.errors import InputError, ModelError, StoreError
+from ..models.pool import LabelPool
+from ..models.versions import BlobRef, StudentManifest, verify_file
+from ..proto.limits import MAX_NAME_LENGTH
+
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_LENGTH - 1}}}")
+
+
+def check_environment_name(name: str) -> str:
+    """Raises `InputError` unless the name can safely name a folder."""
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"an environment's name has letters, digits, dots, dashes and underscores, starts with a letter or digit "
+            f"and has at most {MAX_NAME_LENGTH} of them; got {name!r}"
+        )
+    return name
+
+
+class Registry:
+    """One folder, one writing process."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        try:
+            (root / "blobs").mkdir(parents=True, exist_ok=True)
+            (root / "environments").mkdir(exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot open the registry in {root}: {error.strerror}") from error
+
+    # ---- blobs
+
+    def put_blob(self, name: str, data: bytes) -> BlobRef:
+        ref = BlobRef.of(name, data)
+        path = self.blob_path(ref.sha256)
+        if not path.exists():
+            write_atomic(path, data)
+        return ref
+
+    def blob_path(self, sha256: str) -> Path:
+        """Raises `InputError` for what is no hash, so that no request can name another file."""
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise InputError(f"a blob is named by 64 hex digits, got {sha256[:80]!r}")
+        return self._root / "blobs" / sha256
+
+    def materialise(self, manifest: StudentManifest, folder: Path) -> None:
+        """Lays a version's files side by side in `folder`, verified; hard links where the disk allows."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for ref in manifest.files:
+            source, target = self.blob_path(ref.sha256), folder / ref.name
+            verify_file(source, ref)
+            if not target.exists():
+                try:
+                    os.link(source, target)
+                except OSError:
+                    write_atomic(target, source.read_bytes())
+
+    # ---- environments
+
+    def environments(self) -> list[str]:
+        return sorted(path.name for path in (self._root / "environments").iterdir() if (path / "pool.json").exists())
+
+    def _folder(self, environment: str) -> Path:
+        return self._root / "environments" / check_environment_name(environment)
+
+    def set_pool(self, environment: str, pool: LabelPool) -> BlobRef:
+        ref = self.put_blob("pool.npz", pool.to_bytes())
+        write_atomic(self._folder(environment) / "pool.json", ref.model_dump_json().encode())
+        return ref
+
+    def pool(self, environment: str) -> tuple[LabelPool, BlobRef]:
+        path = self._folder(environment) / "pool.json"
+        try:
+            ref = BlobRef.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot read the label pool's pointer {path}: {error}") from error
+        verify_file(self.blob_path(ref.sha256), ref)
+        return LabelPool.load(self.blob_path(ref.sha256)), ref
+
+    def publish(self, manifest: StudentManifest, files: Mapping[str, bytes]) -> StudentManifest:
+        """Adds a version and makes it current.
+
+        Args:
+            manifest: its `version` is assigned here; its `files` are those it shares with its parent.
+            files: new contents by name; a name replaces the parent's file of that name.
+        """
+        refs = [ref for ref in manifest.files if ref.name not in files]
+        refs += [self.put_blob(name, data) for name, data in sorted(files.items())]
+        folder = self._folder(manifest.environment) / "versions"
+        number = max(self.versions(manifest.environment), default=-1) + 1
+        published = manifest.model_copy(update={"version": number, "files": refs})
+        path = folder / f"{number:06d}.json"
+        if path.exists():
+            raise StoreError(f"version {number} of {manifest.environment} exists already; versions are immutable")
+        write_atomic(path, published.to_json().encode())
+        self._point(manifest.environment, number)
+        return published
+
+    def versions(self, environment: str) -> list[int]:
+        folder = self._folder(environment) / "versions"
+        return sorted(int(path.stem) for path in folder.glob("[0-9]*.json")) if folder.exists() else []
+
+    def manifest(self, environment: str, version: int) -> StudentManifest:
+        path = self._folder(environment) / "versions" / f"{version:06d}.json"
+        try:
+            return StudentManifest.from_json(path.read_bytes())
+        except FileNotFoundError:
+            there = ", ".join(map(str, self.versions(environment))) or "none"
+            raise InputError(f"{environment} has no version {version}; there are: {there}") from None
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {error.strerror}") from error
+
+    def current(self, environment: str) -> StudentManifest:
+        path = self._folder(environment) / "current"
+        try:
+            return self.manifest(environment, int(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{environment} has no current version ({path}): {error}") from error
+
+    def rollback(self, environment: str, version: int | None = None) -> StudentManifest:
+        """Makes an earlier version current: the given one, or the parent of the current."""
+        running = self.current(environment)
+        target = running.parent if version is None else version
+        if target is None:
+            raise InputError(f"version {running.version} of {environment} has no parent to roll back to")
+        manifest = self.manifest(environment, target)
+        self._point(environment, manifest.version)
+        return manifest
+
+    def _point(self, environment: str, version: int) -> None:
+        write_atomic(self._folder(environment) / "current", str(version).encode())

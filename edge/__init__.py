@@ -1,0 +1,1 @@
+"""What runs on the device: sources, student runtime, link estimate, switcher, cloud client, updater, agent."""

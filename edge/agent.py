@@ -1,0 +1,320 @@
+"""The agent: frame -> student -> margin -> switcher -> answer, with the cloud behind it.
+
+One thread takes frames and never waits for the network; answers from the cloud arrive on the client's threads. Both
+sides meet in the switcher, the link estimator and the sink, which one lock guards.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+from ..models.errors import CloudError, DeadlineError, EdgeFMError, ImageError
+from ..models.pool import UNKNOWN
+from ..models.versions import Calibration
+from .cloud_client import CloudAnswer, CloudClient, Registration
+from .config import AgentConfig
+from .link import LinkEstimator
+from .local_state import LocalState
+from .records import Answer, Route, Sink
+from .sources import Frame
+from .switcher import Decision, LinkState, Switcher
+from .updater import Running, Updater, check_dimensions
+from .uploader import Uploader
+
+log = logging.getLogger("edgefm.edge.agent")
+_UPLOAD_PATIENCE_S = 10.0
+
+
+def _now_ms() -> float:
+    return time.perf_counter() * 1e3
+
+
+@dataclass
+class Summary:
+    """What a run did. Every frame is answered or counted as unreadable."""
+
+    frames: int = 0
+    edge: int = 0
+    cloud: int = 0
+    fallback: int = 0
+    unreadable: int = 0
+    swaps: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    uploads_dropped: int = 0
+    uploads_left: int = 0
+    refused: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Local:
+    """A frame with what the student said of it."""
+
+    frame: Frame
+    running: Running
+    started_ms: float
+    label: str
+    similarity: float
+    margin: float
+    decode_ms: float
+    preprocess_ms: float
+    student_ms: float
+
+
+class Agent:
+    """One device. `run` answers a stream; `close` lets go of the cloud.
+
+    Raises (from the constructor):
+        CloudError: the cloud refuses or cannot be reached, and the device has nothing to start from.
+        ModelError, StoreError: the state folder is damaged or cannot be written.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._client = CloudClient(config.cloud, config.device_id, config.environment, config.deadline_ms)
+        try:
+            self._state = LocalState(config.state_dir, config.environment)
+            self._updater = Updater(self._client, self._state, config.threads)
+            self._running = self._start()
+            check_dimensions(self._running)
+        except BaseException:
+            self._client.close()
+            raise
+        self._uploader = Uploader(self._client, config.upload_queue)
+        self._switcher = Switcher(config.switcher)
+        self._switcher.model_changed(self._running.student.manifest.calibration)
+        self._link = LinkEstimator()
+        self._lock = threading.Lock()
+        self._all_answered = threading.Condition(self._lock)
+        self._usual_bytes = 0.0
+        self._samples_labelled = 0
+        self._sink_error: EdgeFMError | None = None
+        self._began_ms = _now_ms()
+        self.summary = Summary()
+        self._updater.start()
+
+    def close(self) -> None:
+        self._updater.close()
+        self.summary.uploads_left = self._uploader.close(_UPLOAD_PATIENCE_S)
+        self.summary.uploads_dropped = self._uploader.dropped
+        self.summary.bytes_sent += self._uploader.sent_bytes
+        self.summary.bytes_received = self._updater.received_bytes
+        self.summary.refused = list(self._updater.refused)
+        self._client.close()
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, source: Iterable[Frame], sink: Sink) -> Summary:
+        """Answers every frame of the source; `sink` gets one `Answer` each, in order of completion.
+
+        A source of its own errors ends the run with them, after all that was asked has been answered.
+        """
+        next_ms = _now_ms()
+        try:
+            for frame in source:
+                self._swap_if_ready()
+                if self._config.fps:
+                    wait_ms = next_ms - _now_ms()
+                    if wait_ms > 0:
+                        time.sleep(wait_ms / 1e3)
+                    next_ms = max(next_ms, _now_ms() - 1e3 / self._config.fps) + 1e3 / self._config.fps
+                self._handle(frame, sink)
+                if self._sink_error is not None:
+                    raise self._sink_error
+        finally:
+            with self._all_answered:
+                # The client's deadline answers whatever is still out; the second is slack for its thread.
+                self._all_answered.wait_for(lambda: not self._link.pending, self._config.deadline_ms / 1e3 + 1.0)
+        return self.summary
+
+    # ---- starting and swapping
+
+    def _start(self) -> Running:
+        config = self._config
+        try:
+            registration = self._client.register(config.labels, config.student, config.connect_timeout_s)
+            self._announce(registration)
+            return self._updater.load(registration.student, registration.pool)
+        except CloudError as error:
+            last = self._state.last_good()
+            if last is None:
+                raise CloudError(f"{error}; and {config.state_dir} holds no student to start from") from error
+            log.warning("event=started_alone student=%d reason=%r", last[0].version, str(error))
+            return self._updater.load(*last)
+
+    def _announce(self, registration: Registration) -> None:
+        for warning in registration.warnings:
+            log.warning("event=label_warning text=%r", warning)
+        log.info(
+            "event=registered environment=%s student=%d profile=%s fm=%s",
+            self._config.environment,
+            registration.student.version,
+            registration.student.profile,
+            registration.foundation_model,
+        )
+
+    def _swap_if_ready(self) -> None:
+        ready = self._updater.take()
+        if ready is None:
+            return
+        before, self._running = self._running, ready
+        new_student = ready.student is not before.student
+        manifest = ready.student.manifest
+        with self._lock:
+            # What a calibration says holds for the pool it was made with.
+            fits = manifest.pool_version == ready.pool.version
+            self._switcher.model_changed(manifest.calibration if fits else Calibration())
+            self.summary.swaps += new_student
+        log.info(
+            "event=swapped student=%d pool=%s labels=%d", manifest.version, ready.pool.version, len(ready.pool.labels)
+        )
+
+    # ---- one frame
+
+    def _handle(self, frame: Frame, sink: Sink) -> None:
+        self.summary.frames += 1
+        try:
+            local = self._answer_locally(frame)
+        except ImageError as error:
+            self.summary.unreadable += 1
+            log.warning("event=unreadable sample=%r reason=%r", frame.sample_id, str(error))
+            return
+        with self._lock:
+            link = self._link_state()
+            edge_ms = _now_ms() - local.started_ms
+            decision = self._switcher.decide(local.margin, edge_ms, link, self._config.deadline_ms)
+            if not decision.to_cloud:
+                route: Route = "fallback" if decision.reason == "link" else "edge"
+                self._emit(local, decision, sink, route, decision.reason)
+        if decision.to_cloud:
+            self._ask(local, decision, sink)
+        elif decision.reason == "link":
+            self._keep_for_upload(local, decision)
+
+    def _answer_locally(self, frame: Frame) -> _Local:
+        running = self._running
+        started = _now_ms()
+        image = frame.image
+        decoded = _now_ms()
+        batch = running.student.preprocess(image)
+        preprocessed = _now_ms()
+        embedding = running.student.embed(batch)
+        recognition = running.pool.recognise(embedding, top_k=1)
+        return _Local(
+            frame=frame,
+            running=running,
+            started_ms=started,
+            label=running.pool.answers(recognition)[0],
+            similarity=float(recognition.similarities[0, 0]),
+            margin=float(recognition.margins[0]),
+            decode_ms=decoded - started,
+            preprocess_ms=preprocessed - decoded,
+            student_ms=_now_ms() - preprocessed,
+        )
+
+    def _link_state(self) -> LinkState:
+        size, link = round(self._usual_bytes) or 4096, self._link
+        open_circuit = not self._client.available or link.pending >= self._config.max_pending
+        predicted = math.inf if open_circuit else link.predict_ms(size, _now_ms()) + link.cloud_ms
+        return LinkState(link.transit_ms(size), link.cloud_ms, predicted)
+
+    def _ask(self, local: _Local, decision: Decision, sink: Sink) -> None:
+        image = local.frame.encoded
+        size = len(image)
+
+        def done(result: CloudAnswer | CloudError) -> None:
+            with self._all_answered:
+                if isinstance(result, CloudAnswer):
+                    self._answered(query_id, local, decision, sink, result, size)
+                else:
+                    self._link.lost(query_id, _now_ms())
+                    reason = "deadline" if isinstance(result, DeadlineError) else "cloud-error"
+                    self._emit(local, decision, sink, "fallback", reason, bytes_sent=size)
+                self._all_answered.notify_all()
+            if isinstance(result, CloudError):
+                self._keep_for_upload(local, decision)
+
+        with self._lock:  # `done` waits here until the link knows of the query
+            self._usual_bytes += (size - self._usual_bytes) * (0.05 if self._usual_bytes else 1.0)
+            query_id = self._client.query(image, decision.propensity, done)
+            self._link.sent(query_id, size, _now_ms())
+            self.summary.bytes_sent += size
+
+    def _answered(
+        self, query_id: int, local: _Local, decision: Decision, sink: Sink, answer: CloudAnswer, size: int
+    ) -> None:
+        transit_ms = self._link.answered(query_id, _now_ms(), answer.queue_ms + answer.compute_ms)
+        label = UNKNOWN if answer.unknown else answer.labels[0]
+        self._samples_labelled = max(self._samples_labelled, answer.samples_labelled)
+        if local.running is self._running and answer.pool_version == local.running.pool.version:
+            self._switcher.learn(local.margin, label == local.label, decision.propensity)
+        self._emit(
+            local,
+            decision,
+            sink,
+            "cloud",
+            decision.reason,
+            label=label,
+            similarity=answer.similarities[0],
+            margin=answer.margin,
+            transit_ms=transit_ms,
+            queue_ms=answer.queue_ms,
+            compute_ms=answer.compute_ms,
+            bytes_sent=size,
+        )
+
+    def _keep_for_upload(self, local: _Local, decision: Decision) -> None:
+        if self._config.upload == "uncertain":
+            self._uploader.add(local.frame.encoded, local.margin, decision.propensity)
+
+    def _emit(
+        self, local: _Local, decision: Decision, sink: Sink, route: Route, reason: str, **cloud: float | str
+    ) -> None:
+        now = _now_ms()
+        values: dict[str, object] = {
+            "label": local.label,
+            "similarity": local.similarity,
+            "margin": local.margin,
+            "transit_ms": 0.0,
+            "queue_ms": 0.0,
+            "compute_ms": 0.0,
+            "bytes_sent": 0,
+            **cloud,
+        }
+        answer = Answer(
+            sample_id=local.frame.sample_id,
+            environment=self._config.environment,
+            route=route,
+            reason=reason,
+            edge_label=local.label,
+            edge_margin=local.margin,
+            threshold=decision.threshold,
+            decode_ms=local.decode_ms,
+            preprocess_ms=local.preprocess_ms,
+            student_ms=local.student_ms,
+            total_ms=now - local.started_ms,
+            predicted_ms=decision.predicted_ms,
+            student_version=local.running.student.manifest.version,
+            pool_version=local.running.pool.version,
+            bandwidth_mbps=self._link.bandwidth_mbps,
+            time_s=(now - self._began_ms) / 1e3,
+            samples_labelled=self._samples_labelled,
+            **values,  # pyright: ignore[reportArgumentType]
+        )
+        setattr(self.summary, route, getattr(self.summary, route) + 1)
+        try:
+            sink(answer)
+        except EdgeFMError as error:  # a full disk: the run ends with it, in the run's own thread
+            self._sink_error = error

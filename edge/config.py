@@ -1,0 +1,89 @@
+"""Settings of the edge agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..models.errors import ConfigError
+from ..proto.limits import DEFAULT_PORT
+
+Objective = Literal["accuracy_target", "latency_bound"]
+
+
+@dataclass(frozen=True)
+class SwitcherConfig:
+    """How the switcher decides (EdgeFM, section 5; design: Switching).
+
+    Attributes:
+        objective: `accuracy_target` takes the smallest cloud use whose estimated agreement with the FM reaches
+            `accuracy_target`; `latency_bound` the largest threshold whose predicted mean latency keeps `latency_bound_ms`.
+        audit_share: share of the samples the edge would answer that go to the FM all the same, at random.
+        window: margins and pieces of evidence remembered.
+        min_evidence: with fewer, agreement counts as not estimable and samples go to the cloud.
+        rebuild_every: samples after which the table is rebuilt at the latest.
+        latency_form: `charged` counts the student for every sample; `paper` only for those answered on the edge.
+    """
+
+    objective: Objective = "accuracy_target"
+    accuracy_target: float = 0.96
+    latency_bound_ms: float = 200.0
+    audit_share: float = 0.02
+    window: int = 1000
+    min_evidence: int = 150
+    rebuild_every: int = 20
+    latency_form: Literal["charged", "paper"] = "charged"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.accuracy_target <= 1:
+            raise ConfigError(f"accuracy_target is a share in (0, 1], got {self.accuracy_target}")
+        if not 0 <= self.audit_share <= 1:
+            raise ConfigError(f"audit_share is a share in [0, 1], got {self.audit_share}")
+        if self.latency_bound_ms <= 0:
+            raise ConfigError(f"latency_bound_ms must be positive, got {self.latency_bound_ms}")
+        if min(self.window, self.min_evidence, self.rebuild_every) < 1:
+            raise ConfigError("window, min_evidence and rebuild_every must be at least 1")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """One agent.
+
+    Attributes:
+        cloud: host:port of the cloud service.
+        environment: where the device stands; letters, digits, dots, dashes, underscores.
+        labels: first labels of the environment, if the cloud does not know it yet.
+        device_id: distinguishes devices of one environment.
+        state_dir: holds the last good student and pool, and partial downloads.
+        student: profile asked for when the environment is new; empty takes the cloud's default.
+        deadline_ms: a cloud query's one deadline; past it the edge's own answer is given.
+        connect_timeout_s: how long registration may take before the agent starts from its state_dir.
+        fps: frames taken from the source per second; 0 takes them as fast as they are answered.
+        max_pending: cloud queries on their way at once, at most.
+        threads: of the student; 0 takes all cores.
+        upload: what may leave the device beside queries: nothing, or uncertain samples whose query failed.
+        upload_queue: samples that wait for upload, at most; past it the most certain is dropped.
+    """
+
+    cloud: str = f"127.0.0.1:{DEFAULT_PORT}"
+    environment: str = "default"
+    labels: tuple[str, ...] = ()
+    device_id: str = "device"
+    state_dir: Path = Path("edgefm-agent")
+    student: str = ""
+    deadline_ms: float = 1000.0
+    connect_timeout_s: float = 10.0
+    fps: float = 0.0
+    max_pending: int = 32
+    threads: int = 0
+    upload: Literal["never", "uncertain"] = "uncertain"
+    upload_queue: int = 512
+    switcher: SwitcherConfig = field(default_factory=SwitcherConfig)
+
+    def __post_init__(self) -> None:
+        if self.deadline_ms <= 0 or self.connect_timeout_s <= 0:
+            raise ConfigError("deadline_ms and connect_timeout_s must be positive")
+        if self.fps < 0 or self.max_pending < 1 or self.upload_queue < 1:
+            raise ConfigError("fps must not be negative; max_pending and upload_queue must be at least 1")

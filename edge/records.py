@@ -1,0 +1,99 @@
+"""One record for each answered sample, and where records go."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..models.errors import StoreError
+
+Route = Literal["edge", "cloud", "fallback"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the system says of one sample. Times in ms, sizes in bytes.
+
+    Attributes:
+        sample_id: the source's name for the frame.
+        label: of the pool, or "unknown".
+        similarity, margin: of the model that answered.
+        route: `edge`; `cloud`; `fallback`: the FM was wanted, and the edge's own answer is given.
+        reason: why it took that route, see `edgefm.edge.switcher.Decision`; `deadline` or `cloud-error` for a query
+            that was sent in vain.
+        edge_label, edge_margin: the student's own.
+        threshold: in force at the decision; None during a cold start; infinite thresholds are written as null too.
+        decode_ms, preprocess_ms, student_ms: on the device.
+        transit_ms, queue_ms, compute_ms: link, cloud queue, cloud compute; 0 without a query.
+        total_ms: from the frame's arrival at the agent to the answer.
+        predicted_ms: what the switcher predicted for `total_ms`.
+        bytes_sent: the encoded image, if it was sent.
+        time_s: of the answer, since the agent began.
+        samples_labelled: of this environment in the cloud, as last heard.
+    """
+
+    sample_id: str
+    environment: str
+    label: str
+    similarity: float
+    margin: float
+    route: Route
+    reason: str
+    edge_label: str
+    edge_margin: float
+    threshold: float | None
+    decode_ms: float
+    preprocess_ms: float
+    student_ms: float
+    transit_ms: float
+    queue_ms: float
+    compute_ms: float
+    total_ms: float
+    predicted_ms: float
+    bytes_sent: int
+    student_version: int
+    pool_version: str
+    bandwidth_mbps: float
+    time_s: float
+    samples_labelled: int
+
+    def to_json(self) -> str:
+        values = {
+            key: round(value, 6) if isinstance(value, float) and math.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            values["threshold"] = None
+        return json.dumps(values, ensure_ascii=False)
+
+
+Sink = Callable[[Answer], None]
+
+
+class JsonLines:
+    """A sink that appends each answer to a file as one JSON object a line, flushed at once.
+
+    Raises:
+        StoreError: the file cannot be opened or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", buffering=1, encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"cannot write answers to {path}: {error.strerror}") from error
+
+    def __call__(self, answer: Answer) -> None:
+        try:
+            self._file.write(answer.to_json() + "\n")
+        except OSError as error:
+            raise StoreError(f"cannot write answers to {self._path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()

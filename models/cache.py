@@ -1,0 +1,45 @@
+"""Files that are slow to make and the same every time: exported graphs, embedded class names."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import StoreError
+
+
+def cache_dir() -> Path:
+    """`$EDGEFM_CACHE`, or `edgefm` in the user's cache folder."""
+    chosen = os.environ.get("EDGEFM_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgefm"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes beside the target, syncs and renames: a reader sees the old file or the new one, never half of it.
+
+    Raises:
+        StoreError: the disk refused; the target is as it was.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+
+
+def cached_file(name: str, make: Callable[[], bytes]) -> Path:
+    """The cached file of that name, made once. The name must carry everything the content depends on."""
+    path = cache_dir() / name
+    if not path.exists():
+        write_atomic(path, make())
+    return path

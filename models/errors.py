@@ -1,0 +1,73 @@
+"""Every error EdgeFM raises on purpose.
+
+    EdgeFMError
+    ├── ConfigError          a setting, flag or TOML file is wrong
+    ├── MissingExtraError    an optional dependency is not installed
+    ├── InputError           what the user or a peer handed in is wrong
+    │   ├── ImageError       an image cannot be decoded or is too large
+    │   ├── LabelError       a label is empty, reserved, or given twice
+    │   │   ├── LabelExistsError    it is in the pool already
+    │   │   └── LabelMissingError   it is not in the pool
+    │   └── TraceError       a bandwidth trace is malformed
+    ├── ModelError           a model file is missing, corrupt or of the wrong version
+    ├── StoreError           the disk under the store, registry or state folder fails
+    └── CloudError           the cloud cannot be reached or refuses
+        └── DeadlineError    the cloud did not answer in time
+
+Foreign errors (grpc, onnxruntime, sqlite3, PIL) are translated once, in the module that calls them. A message says
+what was wrong, with which value, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class EdgeFMError(Exception):
+    """Base of all deliberate errors; its text is meant for the user."""
+
+
+class ConfigError(EdgeFMError):
+    pass
+
+
+class MissingExtraError(EdgeFMError):
+    pass
+
+
+class InputError(EdgeFMError):
+    pass
+
+
+class ImageError(InputError):
+    pass
+
+
+class LabelError(InputError):
+    pass
+
+
+class LabelExistsError(LabelError):
+    pass
+
+
+class LabelMissingError(LabelError):
+    pass
+
+
+class TraceError(InputError):
+    pass
+
+
+class ModelError(EdgeFMError):
+    pass
+
+
+class StoreError(EdgeFMError):
+    pass
+
+
+class CloudError(EdgeFMError):
+    pass
+
+
+class DeadlineError(CloudError):
+    pass

@@ -1,0 +1,77 @@
+"""The protocol of a foundation model and how one is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ConfigError
+from ..pool import LabelPool, check_labels
+
+
+class FoundationModel(Protocol):
+    """An image tower and a text tower with one joint space.
+
+    Attributes:
+        name: the URI it was loaded from, normalised; part of every pool's version.
+        dim: D, the dimension of the joint space.
+        input_size: side of the square the image tower sees, in pixels.
+        unknown_floor: below this best similarity a sample has no label in the pool; -1 turns it off.
+    """
+
+    name: str
+    dim: int
+    input_size: int
+    unknown_floor: float
+
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """B images -> (B, D) float32, L2-normalised."""
+        ...
+
+    def embed_labels(self, labels: Sequence[str]) -> np.ndarray:
+        """K labels -> (K, D) float32, L2-normalised."""
+        ...
+
+    def label_warnings(self, labels: Sequence[str]) -> list[str]:
+        """One sentence for each label that is out of the model's reach."""
+        ...
+
+    def imagenet_space(self) -> np.ndarray:
+        """The 1,000 ImageNet classes in the joint space, (1000, D) float32: what a student's version 0 is mapped on."""
+        ...
+
+
+def build_pool(model: FoundationModel, labels: Sequence[str]) -> LabelPool:
+    """Embeds the labels; raises `LabelError` for unusable ones."""
+    cleaned = check_labels(labels)
+    return LabelPool(
+        labels=cleaned,
+        embeddings=model.embed_labels(cleaned),
+        foundation_model=model.name,
+        unknown_floor=model.unknown_floor,
+        warnings=tuple(model.label_warnings(cleaned)),
+    )
+
+
+def load_foundation_model(uri: str) -> FoundationModel:
+    """Loads `synclip[:SIZE]` or `openclip:ARCHITECTURE/WEIGHTS`.
+
+    Raises:
+        ConfigError: the URI is malformed.
+        ModelError: weights are missing or do not fit.
+    """
+    scheme, _, rest = uri.partition(":")
+    if scheme == "synclip":
+        from .synclip import SynClip
+
+        return SynClip.from_uri(rest)
+    if scheme == "openclip":
+        from .openclip import OpenClip
+
+        return OpenClip.from_uri(rest)
+    raise ConfigError(
+        f"unknown foundation model {uri!r}; use synclip, openclip:ARCHITECTURE/TAG or openclip:ARCHITECTURE//PATH"
+    )

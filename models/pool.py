@@ -1,0 +1,153 @@
+"""The label pool and recognition on it: `similarity = embedding @ pool.T` (EdgeFM, section 3). numpy only."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .errors import LabelError, ModelError
+
+UNKNOWN = "unknown"
+"""What a sample is answered with when no label of the pool is near enough."""
+
+
+def normalise(vectors: np.ndarray) -> np.ndarray:
+    """L2-normalises the last axis; a zero vector stays zero."""
+    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / np.maximum(norm, 1e-12)).astype(np.float32)
+
+
+def check_labels(labels: Sequence[str], max_length: int = 200) -> tuple[str, ...]:
+    """Strips the labels and refuses empty, overlong, reserved and repeated ones.
+
+    Raises:
+        LabelError: with the offending label.
+    """
+    cleaned = tuple(" ".join(label.split()) for label in labels)
+    for label in cleaned:
+        if not label or not label.isprintable():
+            raise LabelError(f"a label must be non-empty printable text, got {label!r}")
+        if len(label) > max_length:
+            raise LabelError(f"a label has at most {max_length} characters, got {len(label)}: {label[:40]!r}...")
+        if label == UNKNOWN:
+            raise LabelError(f"{UNKNOWN!r} is what samples of no label are answered with; choose another label")
+    if len(set(cleaned)) != len(cleaned):
+        repeated = sorted({label for label in cleaned if cleaned.count(label) > 1})
+        raise LabelError(f"labels given twice: {', '.join(repeated)}")
+    return cleaned
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What a batch looks like to a model; B samples, k labels each."""
+
+    indices: np.ndarray  # (B, k) int64, best first
+    similarities: np.ndarray  # (B, k) float32 cosines, best first
+    margins: np.ndarray  # (B,) float32, top-1 minus top-2 similarity
+    unknown: np.ndarray  # (B,) bool, top-1 below the pool's floor
+
+
+@dataclass(frozen=True)
+class LabelPool:
+    """The labels in use, one embedding each; immutable, named by the hash of its content.
+
+    Attributes:
+        labels: K distinct labels.
+        embeddings: (K, D) float32, L2-normalised, in the FM's space.
+        foundation_model: name of the FM that embedded the labels.
+        unknown_floor: a sample whose best similarity is below it is `UNKNOWN`.
+        warnings: what the FM said of labels out of its reach.
+    """
+
+    labels: tuple[str, ...]
+    embeddings: np.ndarray
+    foundation_model: str
+    unknown_floor: float = -1.0
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise LabelError("a label pool needs at least one label")
+        if self.embeddings.ndim != 2 or len(self.embeddings) != len(self.labels):
+            raise ModelError(f"{len(self.labels)} labels, but embeddings of shape {self.embeddings.shape}")
+
+    @cached_property
+    def version(self) -> str:
+        """16 hex digits of the content's sha256; equal content has an equal version on every machine."""
+        digest = hashlib.sha256()
+        for text in (self.foundation_model, f"{self.unknown_floor:.6f}", *self.labels):
+            digest.update(text.encode() + b"\0")
+        digest.update(np.ascontiguousarray(self.embeddings, "<f4").tobytes())
+        return digest.hexdigest()[:16]
+
+    def recognise(self, embeddings: np.ndarray, top_k: int = 5) -> Recognition:
+        """Ranks the labels for (B, D) normalised embeddings.
+
+        The margin needs a second label; in a pool of one, the unknown floor takes its place.
+        """
+        similarities = embeddings @ self.embeddings.T  # (B, K)
+        k = max(1, min(top_k, len(self.labels)))
+        order = np.argsort(-similarities, axis=1, kind="stable")[:, : max(k, 2)]
+        ranked = np.take_along_axis(similarities, order, axis=1)
+        second = ranked[:, 1] if ranked.shape[1] > 1 else self.unknown_floor
+        top = ranked[:, 0]
+        return Recognition(order[:, :k], ranked[:, :k], top - second, top < self.unknown_floor)
+
+    def answers(self, recognition: Recognition) -> list[str]:
+        """The label of each sample, `UNKNOWN` below the floor."""
+        return [
+            UNKNOWN if unknown else self.labels[index]
+            for index, unknown in zip(recognition.indices[:, 0], recognition.unknown, strict=True)
+        ]
+
+    def to_bytes(self) -> bytes:
+        """The pool as an .npz file; equal pools give equal bytes."""
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            labels=np.array(self.labels, dtype=np.str_),
+            embeddings=self.embeddings.astype("<f4"),
+            foundation_model=np.array(self.foundation_model),
+            unknown_floor=np.array(self.unknown_floor, "<f8"),
+            warnings=np.array(self.warnings, dtype=np.str_),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> LabelPool:
+        """Reads what `to_bytes` wrote.
+
+        Raises:
+            ModelError: the bytes are not a label pool.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                return cls(
+                    labels=tuple(str(label) for label in file["labels"]),
+                    embeddings=file["embeddings"].astype(np.float32),
+                    foundation_model=str(file["foundation_model"]),
+                    unknown_floor=float(file["unknown_floor"]),
+                    warnings=tuple(str(text) for text in file["warnings"]),
+                )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ModelError(f"not a label pool ({len(data)} bytes): {error}") from error
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(self.to_bytes())
+
+    @classmethod
+    def load(cls, path: Path) -> LabelPool:
+        """Reads a saved pool; raises `ModelError` with the path if it is missing or damaged."""
+        try:
+            return cls.from_bytes(path.read_bytes())
+        except OSError as error:
+            raise ModelError(f"cannot read the label pool {path}: {error.strerror}") from error
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error

@@ -1,0 +1,52 @@
+"""ONNX Runtime sessions, configured in one place; its errors become `ModelError`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from .errors import ModelError
+
+
+class OnnxModel:
+    """A loaded ONNX graph with one image input.
+
+    Args:
+        path: the graph; external weights lie beside it.
+        threads: intra-op threads; 0 takes all cores.
+        providers: ONNX Runtime execution providers in order of preference; those not built in are refused.
+
+    Raises:
+        ModelError: missing, corrupt or unsupported file, or an unavailable provider.
+    """
+
+    def __init__(self, path: Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+        missing = [name for name in providers if name not in ort.get_available_providers()]
+        if missing:
+            raise ModelError(
+                f"execution provider {missing[0]} is not in this onnxruntime; "
+                f"there are {', '.join(ort.get_available_providers())}"
+            )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Spinning threads would take the cores from the other processes of a small device between two frames.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not path.is_file():
+            raise ModelError(f"there is no model file {path}")
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=list(providers))
+        except Exception as error:  # onnxruntime raises a family of its own without a public base
+            raise ModelError(f"cannot load {path}: {str(error).splitlines()[0][:300]}") from error
+        self._input = self._session.get_inputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, images: np.ndarray, output: str | None = None) -> np.ndarray:
+        """Runs (B, 3, S, S) float32; returns the named output, the first by default."""
+        try:
+            return np.asarray(self._session.run([output or self._outputs[0]], {self._input: images})[0])
+        except Exception as error:
+            raise ModelError(f"the model failed: {str(error).splitlines()[0][:300]}") from error

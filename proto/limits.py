@@ -1,0 +1,34 @@
+"""Limits of the contract that both ends set explicitly, so that neither relies on a default of its gRPC release."""
+
+from __future__ import annotations
+
+PROTOCOL_VERSION = 1
+MAX_IMAGE_BYTES = 8 * 1024 * 1024
+"""Largest encoded image; a larger one is refused before it is decoded."""
+
+MAX_MESSAGE_BYTES = MAX_IMAGE_BYTES + 64 * 1024
+"""Largest message: an image and its envelope."""
+
+FETCH_CHUNK_BYTES = 32 * 1024
+MAX_LABELS_PER_CALL = 10_000
+MAX_NAME_LENGTH = 64
+MAX_LABEL_LENGTH = 200
+DEFAULT_PORT = 50061
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+"""For the device's channels. A dead link is noticed within 40 s even with nothing to send."""
+
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+]
+"""For the server: a port that is in use is an error, not a silent second server."""

@@ -1,0 +1,1 @@
+"""Generated from `edgefm.proto`; regenerate with `make proto`."""
