@@ -1,0 +1,285 @@
+"""`edgefm demo`: a cloud and an agent as two processes over a shaped link, a student that learns, and a report."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ..cloud.registry import Registry
+from ..edge.operator import Operator
+from ..models.errors import ConfigError, EdgeFMError, InputError, StoreError
+from .demo_data import DemoEnvironment, camera_environments, data_environment
+from .demo_results import EnvironmentRun, assemble
+from .demo_scoring import ask_fm
+from .live import LiveState, LiveTable
+from .report import summarize, write_report
+from .shaper import LinkShaper, ShaperThread
+from .timeline import ROUTES
+from .traces import LTE_DOWN, LTE_UP, Trace, read_mahimahi, synthetic_trace
+
+PROPAGATION_MS = 10.0
+CAMERA_FRAMES = 1200
+DATA_FRAMES = 3000
+ADD_LABEL_AT = 0.3
+"""Fraction of the first environment's frames after which the held-back label is added."""
+_STARTUP_TIMEOUT_S = 180.0
+_STOP_TIMEOUT_S = 15.0
+_RECENT = 200
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """See `edgefm demo --help`."""
+
+    data: tuple[Path, ...] = ()
+    trace: Path | None = None
+    trace_down: Path | None = None
+    frames: int | None = None
+    fps: float = 30.0
+    accuracy_target: float = 0.96
+    labels: tuple[str, ...] = ()
+    seed: int = 0
+    output: Path = Path("edgefm-demo")
+    json_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < 50:
+            raise ConfigError(f"the demo needs at least 50 frames in each environment, got {self.frames}")
+        if self.fps <= 0:
+            raise ConfigError(f"fps must be positive, got {self.fps}")
+
+
+def run_demo(options: DemoOptions, console: Console | None = None) -> dict[str, Any]:
+    """Runs it and writes `report.html`, `result.json` and logs into `options.output`; returns the result.
+
+    Raises:
+        EdgeFMError: bad data or trace, a process that failed (its last words are in the message), a full disk.
+    """
+    console = console or Console()
+    uplink, downlink = _traces(options)
+    folder = _fresh_folder(options.output)
+    with console.status("Preparing the images ..."):
+        environments = _environments(options, folder / "streams")
+    added = environments[0].labels[-1]
+    with ExitStack() as stack:
+        with console.status("Starting the cloud (the first start exports its models, half a minute) ..."):
+            port = stack.enter_context(_cloud(folder))
+        shaper = LinkShaper("127.0.0.1", "127.0.0.1", port, uplink, downlink, PROPAGATION_MS)
+        link = stack.enter_context(ShaperThread(shaper))
+        target = f"127.0.0.1:{port}"
+        runs = []
+        for position, environment in enumerate(environments):
+            session = _Session(options, folder, environment, link.port, target)
+            label_to_add = added if position == 0 and len(environment.labels) > 2 else None
+            runs.append(session.run(console, label_to_add))
+        with console.status("Scoring every version on the same images ..."):
+            registry = Registry(folder / "cloud" / "registry")
+            result, timeline = assemble(
+                runs,
+                registry,
+                target,
+                objective={"name": "accuracy_target", "target": options.accuracy_target},
+                link={"uplink": uplink.name, "downlink": downlink.name, "propagation_ms": PROPAGATION_MS},
+                traffic=(link.bytes_up, link.bytes_down),
+                seed=options.seed,
+            )
+    report, json_files = folder / "report.html", [folder / "result.json"]
+    if options.json_file is not None:
+        json_files.append(options.json_file)
+    try:
+        write_report(result, timeline, report)
+        for path in json_files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write the results: {error}") from error
+    for sentence in summarize(result):
+        console.print(f"- {sentence}", highlight=False, markup=False)
+    console.print(f"Report: {report.resolve()}", highlight=False, soft_wrap=True)
+    console.print(f"JSON:   {json_files[-1].resolve()}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _traces(options: DemoOptions) -> tuple[Trace, Trace]:
+    if options.trace is None:
+        if options.trace_down is not None:
+            raise ConfigError("--trace-down needs --trace")
+        return synthetic_trace(options.seed, states=LTE_UP), synthetic_trace(options.seed, states=LTE_DOWN)
+    sibling = options.trace.with_suffix(".down")
+    down = options.trace_down or (sibling if options.trace.suffix == ".up" and sibling.exists() else options.trace)
+    return read_mahimahi(options.trace), read_mahimahi(down)
+
+
+def _environments(options: DemoOptions, folder: Path) -> list[DemoEnvironment]:
+    if not options.data:
+        return camera_environments(folder, options.frames or CAMERA_FRAMES, options.seed)
+    frames = options.frames or DATA_FRAMES
+    found = [data_environment(path, folder, frames, options.seed, options.labels) for path in options.data]
+    repeated = [name for name, count in Counter(e.name for e in found).items() if count > 1]
+    if repeated:
+        raise InputError(f"two data sets are called {repeated[0]!r}; rename one of the folders or archives")
+    return found
+
+
+def _fresh_folder(path: Path) -> Path:
+    """An empty folder; what an earlier demo left there is moved aside, never deleted."""
+    try:
+        if path.exists() and any(path.iterdir()):
+            path.rename(path.with_name(f"{path.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime())}"))
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot use the output folder {path}: {error.strerror}") from error
+    return path
+
+
+@contextmanager
+def _process(command: list[str], log: Path, **kwargs: Any) -> Iterator[subprocess.Popen[str]]:
+    """A child of its own session, so that Ctrl-C reaches this process alone; ended with its block, whatever happens."""
+    with log.open("w", encoding="utf-8") as out:
+        child = subprocess.Popen(command, stderr=out, text=True, start_new_session=True, **kwargs)
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT)
+            try:
+                child.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+
+
+def _edgefm(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "edgefm.deploy.cli", "-v", *arguments]
+
+
+@contextmanager
+def _cloud(folder: Path) -> Iterator[int]:
+    port_file, log = folder / "cloud.port", folder / "cloud.log"
+    command = _edgefm("cloud", "--port", "0", "--port-file", str(port_file), "--data-dir", str(folder / "cloud"))
+    with _process(command, log, stdout=subprocess.DEVNULL) as child:
+        deadline = time.monotonic() + _STARTUP_TIMEOUT_S
+        while not port_file.exists():
+            if child.poll() is not None or time.monotonic() > deadline:
+                raise EdgeFMError(f"the cloud did not start; {log} ends with: {_last_words(log)}")
+            time.sleep(0.05)
+        yield int(port_file.read_text())
+
+
+def _last_words(log: Path) -> str:
+    return log.read_text(encoding="utf-8")[-400:].strip() or "nothing"
+
+
+@dataclass
+class _Session:
+    """One agent in one environment."""
+
+    options: DemoOptions
+    folder: Path
+    environment: DemoEnvironment
+    link_port: int
+    cloud: str
+    records: list[dict[str, Any]] = field(default_factory=list)
+    answered: Counter[str] = field(default_factory=Counter)
+
+    def run(self, console: Console, label_to_add: str | None) -> EnvironmentRun:
+        """Runs the agent to the end of its stream; adds the label while it runs."""
+        environment = self.environment
+        pool = len(environment.labels) - (label_to_add is not None)
+        own = [image for image, truth in environment.scoring if label_to_add and truth == label_to_add]
+        added_label: tuple[str, float | None] | None = None
+        answers, log = self.folder / f"{environment.name}.jsonl", self.folder / f"{environment.name}.log"
+        command = self._command(answers, [label for label in environment.labels if label != label_to_add])
+        with _process(command, log, stdout=subprocess.PIPE) as child, LiveTable(console) as table:
+            table.event(f"{environment.name}: an agent with {pool} labels, {environment.frames} frames")
+            for record in _follow(answers, child):
+                self._watch_for_versions(record, table)
+                self.records.append(record)
+                self.answered[record["route"]] += 1
+                table.update(self._state(pool))
+                if label_to_add and len(self.records) >= ADD_LABEL_AT * environment.frames:
+                    before = float((ask_fm(self.cloud, environment.name, own) == label_to_add).mean()) if own else None
+                    with Operator(self.cloud) as operator:
+                        pool = len(operator.add_labels(environment.name, [label_to_add]).labels)
+                    table.event(f"{environment.name}: label {label_to_add!r} added by its text")
+                    added_label, label_to_add = (label_to_add, before), None
+            assert child.stdout is not None
+            summary = child.stdout.read()
+            if child.wait() != 0:
+                raise EdgeFMError(f"the agent failed with exit code {child.returncode}; {log}: {_last_words(log)}")
+        return EnvironmentRun(
+            environment=environment,
+            records=self.records,
+            summary=json.loads(summary.strip().splitlines()[-1]),
+            added_label=added_label,
+        )
+
+    def _command(self, answers: Path, labels: list[str]) -> list[str]:
+        options, label_file = self.options, self.folder / f"{self.environment.name}.labels"
+        label_file.write_text("\n".join(labels), encoding="utf-8")
+        return _edgefm(
+            "agent",
+            str(self.environment.stream),
+            f"--output={answers}",
+            f"--cloud=127.0.0.1:{self.link_port}",
+            f"--environment={self.environment.name}",
+            f"--labels=@{label_file}",
+            f"--state-dir={self.folder / 'agent'}",
+            f"--accuracy-target={options.accuracy_target}",
+            f"--fps={options.fps}",
+        )
+
+    def _watch_for_versions(self, record: dict[str, Any], table: LiveTable) -> None:
+        if self.records and record["student_version"] > max(r["student_version"] for r in self.records[-_RECENT:]):
+            table.event(f"{self.environment.name}: student version {record['student_version']} swapped in")
+
+    def _state(self, pool: int) -> LiveState:
+        recent = self.records[-_RECENT:]
+        latest = recent[-1]
+        by_route = {route: [r["total_ms"] for r in recent if r["route"] == route] for route in ROUTES}
+        return LiveState(
+            environment=self.environment.name,
+            frame=len(self.records),
+            frames=self.environment.frames,
+            answered=dict(self.answered),
+            edge_share_recent=len(by_route["edge"]) / len(recent),
+            threshold=latest["threshold"],
+            bandwidth_mbps=latest["bandwidth_mbps"],
+            student_version=latest["student_version"],
+            pool_size=pool,
+            samples_labelled=latest["samples_labelled"],
+            p50_ms={route: float(np.median(values)) if values else None for route, values in by_route.items()},
+        )
+
+
+def _follow(path: Path, child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    """The records of a growing JSON Lines file until its writer has ended."""
+    while not path.exists():
+        if child.poll() is not None:
+            return
+        time.sleep(0.05)
+    rest = ""
+    with path.open(encoding="utf-8") as file:
+        while True:
+            ended = child.poll() is not None
+            text = rest + file.read()
+            *lines, rest = text.split("\n")
+            for line in lines:
+                yield json.loads(line)
+            if ended:
+                return
+            time.sleep(0.05)

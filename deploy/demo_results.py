@@ -1,0 +1,185 @@
+"""From what the demo recorded to its result: the JSON that `edgefm.deploy.report` documents."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cloud.registry import Registry
+from .demo_data import DemoEnvironment
+from .demo_scoring import StudentScores, accuracy, ask_fm, score_student
+from .timeline import ROUTES
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EnvironmentRun:
+    """What one agent did in one environment.
+
+    Attributes:
+        summary: the agent's own, see `edgefm.edge.agent.Summary`.
+        added_label: its name and the share of its scoring images that the FM called so before it was added.
+    """
+
+    environment: DemoEnvironment
+    records: list[Record]
+    summary: dict[str, Any]
+    added_label: tuple[str, float | None] | None
+
+
+def assemble(
+    runs: Sequence[EnvironmentRun],
+    registry: Registry,
+    cloud: str,
+    *,
+    objective: Mapping[str, Any],
+    link: Mapping[str, Any],
+    traffic: tuple[int, int],
+    seed: int,
+) -> tuple[dict[str, Any], list[Record]]:
+    """Scores every run; returns the result and the timeline of all answers.
+
+    Args:
+        cloud: host:port of the running cloud, asked for the FM's answers on the scoring images.
+        traffic: bytes up and down over the shaped link.
+    """
+    timeline = _timeline(runs)
+    environments, added = [], None
+    for run in runs:
+        scored, added_here = _score(run, registry, cloud)
+        environments.append(scored)
+        added = added or added_here
+    routes = Counter(record["route"] for record in timeline)
+    lost = sum(run.environment.frames - len(run.records) - run.summary["unreadable"] for run in runs)
+    result = {
+        "environments": environments,
+        "latency_ms": {route: _latency([r for r in timeline if r["route"] == route]) for route in ROUTES},
+        "answers": {"total": len(timeline), **{route: routes[route] for route in ROUTES}, "lost": lost},
+        "bytes_up": traffic[0],
+        "bytes_down": traffic[1],
+        "added_label": added,
+        "objective": dict(objective),
+        "link": dict(link),
+        "environment": describe_environment(seed),
+    }
+    return result, timeline
+
+
+def _timeline(runs: Sequence[EnvironmentRun]) -> list[Record]:
+    """The runs one after another on one clock."""
+    timeline, offset = [], 0.0
+    for run in runs:
+        timeline += [{**record, "time_s": record["time_s"] + offset} for record in run.records]
+        offset = timeline[-1]["time_s"] if timeline else 0.0
+    return timeline
+
+
+def _score(run: EnvironmentRun, registry: Registry, cloud: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    environment = run.environment
+    images = [image for image, _ in environment.scoring]
+    fm = ask_fm(cloud, environment.name, images)
+    known = all(truth is not None for _, truth in environment.scoring)
+    truth = np.array([label for _, label in environment.scoring], dtype=object) if known else fm
+    thresholds = _thresholds(run.records)
+    scores = {number: score_student(registry, environment.name, number, images) for number in sorted({0, *thresholds})}
+    final = max(thresholds, default=0)
+    threshold = thresholds.get(final, np.inf)  # never past its cold start: all to the cloud
+    system = scores[final].system_answers(threshold, fm)
+    scored = {
+        "name": environment.name,
+        "labels": list(registry.pool(environment.name)[0].labels),
+        "frames": len(run.records),
+        "versions": run.summary["swaps"],
+        "scoring_images": len(images),
+        "scored_against": "ground truth" if known else "the FM",
+        "fm_accuracy": accuracy(fm, truth),
+        "system_accuracy": accuracy(system, truth),
+        "student_accuracy": accuracy(scores[final].answers, truth),
+        "version0": {
+            "student_accuracy": accuracy(scores[0].answers, truth),
+            "edge_share": scores[0].edge_share(thresholds[0]) if 0 in thresholds else None,
+        },
+        "edge_share": _curve(environment.name, registry, scores, thresholds),
+    }
+    added = None
+    if run.added_label is not None:
+        name, before = run.added_label
+        own = truth == name
+        added = {
+            "name": name,
+            "environment": environment.name,
+            "recognised_before": before,
+            "recognised_after": accuracy(system[own], truth[own]) if own.any() else None,
+        }
+    return scored, added
+
+
+def _thresholds(records: Sequence[Record]) -> dict[int, float]:
+    """The last threshold in force for each student version, under the last pool where there is one."""
+    final_pool = records[-1]["pool_version"] if records else ""
+    found: dict[int, tuple[bool, float]] = {}
+    for record in records:
+        if record["threshold"] is not None:
+            rank = record["pool_version"] == final_pool
+            number = record["student_version"]
+            if number not in found or rank >= found[number][0]:
+                found[number] = (rank, record["threshold"])
+    return {number: threshold for number, (_, threshold) in found.items()}
+
+
+def _curve(
+    name: str, registry: Registry, scores: Mapping[int, StudentScores], thresholds: Mapping[int, float]
+) -> list[list[float]]:
+    """[samples labelled by the FM that the version learned from, edge share on the scoring images]."""
+    return [
+        [registry.manifest(name, number).samples, scores[number].edge_share(threshold)]
+        for number, threshold in sorted(thresholds.items())
+    ]
+
+
+def _latency(records: Sequence[Record]) -> dict[str, float] | None:
+    if not records:
+        return None
+    total = np.array([record["total_ms"] for record in records])
+    return {
+        "p50": float(np.percentile(total, 50)),
+        "p95": float(np.percentile(total, 95)),
+        "mean": float(total.mean()),
+        "predicted_mean": float(np.mean([record["predicted_ms"] for record in records])),
+    }
+
+
+def describe_environment(seed: int) -> dict[str, Any]:
+    """Machine, versions, seed, command and date of a measurement."""
+    packages = ("edgefm", "numpy", "onnxruntime", "grpcio", "protobuf", "torch", "timm", "pillow")
+    return {
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "seed": seed,
+        "command": " ".join(["edgefm", *(_public(argument) for argument in sys.argv[1:])]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _public(argument: str) -> str:
+    """A path's last part: where the user keeps his data is nobody's business in a report."""
+    return Path(argument).name if "/" in argument else argument
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
