@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 _MAX_BITS_PER_MS = 1e6  # 1 Gbit/s: faster than any link whose transmission time could matter here
 _MIN_BITS_PER_MS = 1.0
+_SILENCE_MS = 1000.0
+"""With nothing on its way and nothing heard for this long, a query is worth its bytes: it finds out whether an outage
+has ended. Without it a link that was bad once would never be asked again."""
 
 
 @dataclass
@@ -34,6 +37,9 @@ class LinkEstimator:
         self._server: deque[float] = deque(maxlen=window)
         self._pending: dict[int, _OnItsWay] = {}
         self._pending_bytes = 0
+        self._initial_rtt_ms = initial_rtt_ms
+        self._initial_bits_per_ms = initial_bandwidth_kbps
+        self._heard_ms = 0.0
         self.rtt_ms = initial_rtt_ms
         self.bits_per_ms = initial_bandwidth_kbps  # 1 bit/ms is 1 kbit/s
 
@@ -60,6 +66,7 @@ class LinkEstimator:
         if known is None:
             return 0.0
         transit_ms = max(now_ms - known.sent_ms - server_ms, 0.01)
+        self._heard_ms = now_ms
         self._transits.append((known.bytes_ahead, transit_ms))
         self._server.append(server_ms)
         self._estimate()
@@ -69,6 +76,7 @@ class LinkEstimator:
         """A query that met its deadline or died: the link carried its bytes in that time at the best."""
         known = self._forget(query)
         if known is not None and now_ms > known.sent_ms:
+            self._heard_ms = now_ms
             self._transits.append((known.bytes_ahead, now_ms - known.sent_ms))
             self._estimate()
 
@@ -80,6 +88,8 @@ class LinkEstimator:
         """Of a query sent now: behind what is on its way, and not before an outage under way has ended."""
         queued = self.rtt_ms + (self._pending_bytes + size_bytes) * 8 / self.bits_per_ms
         if not self._pending:
+            if now_ms - self._heard_ms > _SILENCE_MS:
+                return min(queued, self._initial_rtt_ms + size_bytes * 8 / self._initial_bits_per_ms)
             return queued
         oldest = next(iter(self._pending.values()))
         overdue = (now_ms - oldest.sent_ms) - (self.rtt_ms + oldest.bytes_ahead * 8 / self.bits_per_ms + self.cloud_ms)

@@ -62,10 +62,11 @@ class Preprocess:
             image = image.convert("RGB")
         width, height = image.size
         if (width, height) != (self.size, self.size):
-            scale = self.size / min(width, height)
-            target = (max(self.size, round(width * scale)), max(self.size, round(height * scale)))
+            # Truncation and rounding are torchvision's, so that a checkpoint sees what it was trained on.
+            short = min(width, height)
+            target = (int(self.size * width / short), int(self.size * height / short))
             image = image.resize(target, _RESAMPLING[self.interpolation])
-            left, top = (target[0] - self.size) // 2, (target[1] - self.size) // 2
+            left, top = round((target[0] - self.size) / 2), round((target[1] - self.size) / 2)
             if target != (self.size, self.size):
                 image = image.crop((left, top, left + self.size, top + self.size))
         # One multiply-add instead of three passes: (x / 255 - mean) / std = x * gain + offset.

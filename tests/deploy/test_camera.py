@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import numpy as np
+from edgefm.deploy.camera import DAY, FRAME_SIZE, NIGHT, PHOTOGRAPHS, walk
+from edgefm.models.images import decode_image
+
+
+def test_the_walk_follows_from_its_seed_and_shows_every_label():
+    frames = list(walk(DAY, 1, 200))
+    assert frames == list(walk(DAY, 1, 200))
+    assert frames[0] != next(walk(DAY, 2, 1))
+    assert {frame.label for frame in frames} == {photograph.label for photograph in PHOTOGRAPHS}
+
+
+def test_frames_decode_and_nights_are_dark():
+    day = [np.asarray(decode_image(frame.image_bytes)) for frame in walk(DAY, 3, 120)]
+    night = [np.asarray(decode_image(frame.image_bytes)) for frame in walk(NIGHT, 3, 120)]
+    assert day[0].shape == (FRAME_SIZE, FRAME_SIZE, 3)
+    assert np.mean(night) < 0.6 * np.mean(day)
