@@ -60,7 +60,9 @@ def _non_increasing(rates: np.ndarray, counts: np.ndarray) -> np.ndarray:
 class Evidence:
     """The latest samples that both student and FM answered, after what a version brought along as its calibration."""
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, enough: int) -> None:
+        """`enough` pieces make agreement estimable; half of them must be the version's own."""
+        self._enough = enough
         self._own: deque[tuple[float, float, float]] = deque(maxlen=window)
         self._prior: list[tuple[float, float, float]] = []
 
@@ -72,9 +74,14 @@ class Evidence:
     def add(self, margin: float, agrees: bool, propensity: float) -> None:
         self._own.append((margin, float(agrees), propensity))
 
-    def __len__(self) -> int:
-        return len(self._own) + len(self._prior)
+    def curve(self) -> AgreementCurve | None:
+        """None while agreement is not estimable.
 
-    def curve(self) -> AgreementCurve:
-        margins, agrees, propensities = np.array([*self._prior, *self._own]).T
+        The calibration only helps out until there is enough evidence of the version's own: it comes from samples that
+        earlier versions found uncertain, so that within a stratum it disagrees more often than the stream does.
+        """
+        pieces = [*self._own] if len(self._own) >= self._enough else [*self._prior, *self._own]
+        if len(self._own) * 2 < self._enough or len(pieces) < self._enough:
+            return None
+        margins, agrees, propensities = np.array(pieces).T
         return AgreementCurve.fit(margins, agrees, propensities)

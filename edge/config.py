@@ -21,7 +21,8 @@ class SwitcherConfig:
             `accuracy_target`; `latency_bound` the largest threshold whose predicted mean latency keeps `latency_bound_ms`.
         audit_share: share of the samples the edge would answer that go to the FM all the same, at random.
         window: margins and pieces of evidence remembered.
-        min_evidence: with fewer, agreement counts as not estimable and samples go to the cloud.
+        min_evidence: with fewer, agreement counts as not estimable and samples go to the cloud; a new version's
+            calibration stands for half of it.
         rebuild_every: samples after which the table is rebuilt at the latest.
         latency_form: `charged` counts the student for every sample; `paper` only for those answered on the edge.
     """

@@ -65,7 +65,7 @@ class Switcher:
         self._config = config
         self._random = random.Random(config.seed)
         self._margins: deque[float] = deque(maxlen=config.window)
-        self._evidence = Evidence(config.window)
+        self._evidence = Evidence(config.window, config.min_evidence)
         self._curve: AgreementCurve | None = None
         self._edge_ms = 0.0
         self._built_for_ms = math.nan
@@ -127,8 +127,7 @@ class Switcher:
             return
         if self._since_build >= self._config.rebuild_every:
             self._since_build = 0
-            estimable = len(self._evidence) >= self._config.min_evidence and len(self._margins) >= _MIN_WINDOW
-            self._curve = self._evidence.curve() if estimable else None
+            self._curve = self._evidence.curve() if len(self._margins) >= _MIN_WINDOW else None
         self._built_for_ms = cloud_ms
         costs = Costs(self._edge_ms, link.transit_ms, link.cloud_ms)
         self.table = ThresholdTable.build(np.array(self._margins), self._curve, costs)
