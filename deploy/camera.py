@@ -44,16 +44,14 @@ class Photograph:
             raise InputError(f"{self.package} carries no readable {self.file}; give the demo --data instead") from error
 
 
+# Chosen by measurement: of the wheels' photographs, those whose crops the embedded FM names. "camera tripod" is the
+# photographer, whom ImageNet's classes do not know; astronaut, horse, galaxy, brick wall and gravel it does not recognise.
 PHOTOGRAPHS = (
     Photograph("cat", "skimage", "data/chelsea.png"),
     Photograph("cup of coffee", "skimage", "data/coffee.png"),
     Photograph("rocket", "skimage", "data/rocket.jpg"),
     Photograph("motorcycle", "skimage", "data/motorcycle_left.png"),
-    Photograph("photographer", "skimage", "data/camera.png"),
-    Photograph("galaxy", "skimage", "data/hubble_deep_field.jpg"),
-    Photograph("astronaut", "skimage", "data/astronaut.png"),
-    Photograph("horse", "skimage", "data/horse.png"),
-    Photograph("brick wall", "skimage", "data/brick.png"),
+    Photograph("camera tripod", "skimage", "data/camera.png"),
     Photograph("page of text", "skimage", "data/page.png"),
     Photograph("coins", "skimage", "data/coins.png"),
     Photograph("temple", "sklearn", "datasets/images/china.jpg"),
