@@ -50,6 +50,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._max_batch = max_batch
         self._max_delay_s = max_delay_ms / 1e3
         self._queue: asyncio.Queue[_Waiting[Item, Result]] = asyncio.Queue()
+        self._unanswered: set[asyncio.Future[Batched[Result]]] = set()  # queued, being collected or being computed
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="fm")
         self._task: asyncio.Task[None] | None = None
 
@@ -61,8 +62,8 @@ class DynamicBatcher(Generic[Item, Result]):
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        while not self._queue.empty():
-            self._queue.get_nowait().future.cancel()
+        for future in self._unanswered:
+            future.cancel()
         self._executor.shutdown()
 
     async def submit(self, item: Item, deadline_ms: float = 0) -> Batched[Result]:
@@ -77,6 +78,8 @@ class DynamicBatcher(Generic[Item, Result]):
         """
         now = time.perf_counter()
         future: asyncio.Future[Batched[Result]] = asyncio.get_running_loop().create_future()
+        self._unanswered.add(future)
+        future.add_done_callback(self._unanswered.discard)
         deadline = now + deadline_ms / 1e3 if deadline_ms else None
         await self._queue.put(_Waiting(item, now, deadline, future))
         return await future

@@ -157,7 +157,14 @@ class Environments:
     async def keep(
         self, environment: str, image: bytes, embedding: np.ndarray, propensity: float, device_id: str
     ) -> tuple[str, bool]:
-        """Stores a sample with what the FM said of it; starts customization when enough have come."""
+        """Stores a sample with what the FM said of it; starts customization when enough have come.
+
+        Raises:
+            InputError: no device has registered there, or the propensity is no probability.
+        """
+        self.student(environment)
+        if not 0 < propensity <= 1:
+            raise InputError(f"a sample's propensity is a probability above 0, got {propensity}")
         pool, _ = self.pool(environment)
         recognition = pool.recognise(embedding[None], top_k=1)
         labelled = Labelled(embedding, pool.answers(recognition)[0], float(recognition.margins[0]), pool.version)
@@ -195,7 +202,8 @@ class Environments:
                 f"{self._config.data_dir} was made with {made_with}, not {self.model.name}; "
                 "start the cloud with that FM or with another --data-dir"
             )
-        if name != BASE:
+        # A registration that was cut short has left a pool and no version: it is repeated by the next device.
+        if name != BASE and self.registry.versions(name):
             self._students[name] = self.registry.current(name)
             self._counts[name] = self.store.count(name)
             latest = self.registry.manifest(name, self.registry.versions(name)[-1])
@@ -235,7 +243,13 @@ class Environments:
         schedule.started(samples)
         run = asyncio.create_task(self._customize(environment), name=f"customize-{environment}")
         self._runs.add(run)
-        run.add_done_callback(self._runs.discard)
+        run.add_done_callback(self._run_ended)
+
+    def _run_ended(self, run: asyncio.Task[None]) -> None:
+        self._runs.discard(run)
+        if not run.cancelled():  # closing cancels; otherwise another environment may have become due meanwhile
+            for environment in self._schedules:
+                self._customize_if_due(environment)
 
     async def _customize(self, environment: str) -> None:
         started = asyncio.get_running_loop().time()

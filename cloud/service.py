@@ -71,6 +71,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
                 f"the device speaks protocol {request.protocol}, the cloud {PROTOCOL_VERSION}: "
                 f"upgrade edgefm on {older}",
             )
+        await _check_count(request.labels, context)
         register = self._environments.register(request.environment, request.labels, request.student_profile)
         warnings = await self._translated(register, context)
         pool, ref = self._environments.pool(request.environment)

@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -105,19 +106,21 @@ class SampleStore:
             raise StoreError(f"cannot index a sample in {self._root}: {error}") from error
 
     def has(self, environment: str, sha256: str) -> bool:
-        query = "SELECT 1 FROM samples WHERE environment = ? AND sha256 = ?"
-        with self._lock:
-            return self._db.execute(query, (environment, sha256)).fetchone() is not None
+        return bool(self._read("SELECT 1 FROM samples WHERE environment = ? AND sha256 = ?", environment, sha256))
 
     def count(self, environment: str) -> int:
         """Samples labelled by the FM and kept."""
-        with self._lock:
-            query = "SELECT COUNT(*) FROM samples WHERE environment = ?"
-            return self._db.execute(query, (environment,)).fetchone()[0]
+        return self._read("SELECT COUNT(*) FROM samples WHERE environment = ?", environment)[0][0]
 
     def samples(self, environment: str) -> StoredSamples:
         query = "SELECT sha256, embedding, propensity FROM samples WHERE environment = ? ORDER BY sha256"
-        with self._lock:
-            rows = self._db.execute(query, (environment,)).fetchall()
+        rows = self._read(query, environment)
         embeddings = np.stack([np.frombuffer(row[1], "<f4") for row in rows]) if rows else np.empty((0, 0), "<f4")
         return StoredSamples([row[0] for row in rows], embeddings, np.array([row[2] for row in rows], np.float64))
+
+    def _read(self, query: str, *parameters: str) -> list[tuple[Any, ...]]:
+        try:
+            with self._lock:
+                return self._db.execute(query, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot read the sample store in {self._root}: {error}") from error

@@ -10,12 +10,14 @@ the margin (pool adjacent violators).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
+from .window import Window
+
 STRATA = 10
+_LOWER_ENDS = np.arange(STRATA) / STRATA
 
 
 class AgreementCurve:
@@ -30,13 +32,13 @@ class AgreementCurve:
         """Fits to N pieces of evidence, N >= 1; all arrays are (N,)."""
         order = np.argsort(margins)
         margins, wrong, weights = margins[order], 1.0 - agrees[order], 1.0 / propensities[order]
-        position = np.cumsum(weights) - weights / 2
-        stratum = np.minimum(position * (STRATA / weights.sum()), STRATA - 1).astype(np.intp)
-        counts = np.bincount(stratum, minlength=STRATA)
-        filled = counts > 0
-        first = np.searchsorted(stratum, np.flatnonzero(filled))
-        rates = np.bincount(stratum, wrong, STRATA)[filled] / counts[filled]
-        return cls(margins[first], _non_increasing(rates, counts[filled]))
+        cumulative = weights.cumsum()
+        starts = np.searchsorted(cumulative - weights / 2, cumulative[-1] * _LOWER_ENDS)
+        # A border between equal margins would be none: it moves down to the first of them.
+        starts = np.searchsorted(margins, margins[starts[starts < len(margins)]])
+        borders = sorted(set(starts.tolist()))
+        counts = [end - start for start, end in zip(borders, [*borders[1:], len(margins)], strict=True)]
+        return cls(margins[borders], _non_increasing(np.add.reduceat(wrong, borders).tolist(), counts))
 
     def __call__(self, margins: np.ndarray) -> np.ndarray:
         """Probability of disagreeing at each margin; below the lowest border the lowest stratum's."""
@@ -44,17 +46,16 @@ class AgreementCurve:
         return self.disagreement[np.maximum(index, 0)]
 
 
-def _non_increasing(rates: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Pool adjacent violators: the closest non-increasing sequence, weighted by counts."""
-    blocks: list[tuple[float, int, int]] = []  # mean, count, strata
-    for rate, count in zip(rates.tolist(), counts.tolist(), strict=True):
-        mean, size, strata = rate, count, 1
-        while blocks and blocks[-1][0] < mean:
-            above, above_size, above_strata = blocks.pop()
-            mean = (mean * size + above * above_size) / (size + above_size)
-            size, strata = size + above_size, strata + above_strata
-        blocks.append((mean, size, strata))
-    return np.repeat([mean for mean, _, _ in blocks], [strata for _, _, strata in blocks])
+def _non_increasing(wrong: Sequence[float], counts: Sequence[int]) -> np.ndarray:
+    """Pool adjacent violators: the non-increasing sequence closest to wrong / counts, weighted by counts."""
+    blocks: list[tuple[float, int, int]] = []  # wrong, count, strata
+    for total, count in zip(wrong, counts, strict=True):
+        strata = 1
+        while blocks and blocks[-1][0] * count < total * blocks[-1][1]:
+            above_total, above_count, above_strata = blocks.pop()
+            total, count, strata = total + above_total, count + above_count, strata + above_strata
+        blocks.append((total, count, strata))
+    return np.array([total / count for total, count, strata in blocks for _ in range(strata)])
 
 
 class Evidence:
@@ -63,16 +64,16 @@ class Evidence:
     def __init__(self, window: int, enough: int) -> None:
         """`enough` pieces make agreement estimable; half of them must be the version's own."""
         self._enough = enough
-        self._own: deque[tuple[float, float, float]] = deque(maxlen=window)
-        self._prior: list[tuple[float, float, float]] = []
+        self._own = Window(window, 3)  # margin, agrees, propensity
+        self._prior = np.empty((3, 0))
 
     def reset(self, margins: Sequence[float], agrees: Sequence[bool], propensities: Sequence[float]) -> None:
         """Forgets everything but a new version's calibration."""
         self._own.clear()
-        self._prior = [(m, float(a), p) for m, a, p in zip(margins, agrees, propensities, strict=True)]
+        self._prior = np.array([margins, agrees, propensities], np.float64)
 
     def add(self, margin: float, agrees: bool, propensity: float) -> None:
-        self._own.append((margin, float(agrees), propensity))
+        self._own.add(margin, agrees, propensity)
 
     def curve(self) -> AgreementCurve | None:
         """None while agreement is not estimable.
@@ -80,8 +81,9 @@ class Evidence:
         The calibration only helps out until there is enough evidence of the version's own: it comes from samples that
         earlier versions found uncertain, so that within a stratum it disagrees more often than the stream does.
         """
-        pieces = [*self._own] if len(self._own) >= self._enough else [*self._prior, *self._own]
-        if len(self._own) * 2 < self._enough or len(pieces) < self._enough:
+        pieces = self._own.columns
+        if len(self._own) < self._enough:
+            pieces = np.concatenate((self._prior, pieces), axis=1)
+        if len(self._own) * 2 < self._enough or pieces.shape[1] < self._enough:
             return None
-        margins, agrees, propensities = np.array(pieces).T
-        return AgreementCurve.fit(margins, agrees, propensities)
+        return AgreementCurve.fit(*pieces)

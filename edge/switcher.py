@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
 
 from ..models.versions import Calibration
 from .agreement import AgreementCurve, Evidence
 from .config import SwitcherConfig
 from .thresholds import Costs, ThresholdTable
+from .window import Window
 
 Reason = Literal["margin", "audit", "cold-start", "infeasible", "link"]
 _MOVED = 0.1
@@ -64,7 +62,7 @@ class Switcher:
     def __init__(self, config: SwitcherConfig) -> None:
         self._config = config
         self._random = random.Random(config.seed)
-        self._margins: deque[float] = deque(maxlen=config.window)
+        self._margins = Window(config.window, 1)
         self._evidence = Evidence(config.window, config.min_evidence)
         self._curve: AgreementCurve | None = None
         self._edge_ms = 0.0
@@ -96,7 +94,7 @@ class Switcher:
             margin: of the student's similarities.
             edge_ms: what the student took for it.
         """
-        self._margins.append(margin)
+        self._margins.add(margin)
         self._edge_ms += (edge_ms - self._edge_ms) * (0.05 if self._edge_ms else 1.0)
         self._refresh(link)
         wanted, reason, propensity = self._wants_cloud(margin)
@@ -130,7 +128,7 @@ class Switcher:
             self._curve = self._evidence.curve() if len(self._margins) >= _MIN_WINDOW else None
         self._built_for_ms = cloud_ms
         costs = Costs(self._edge_ms, link.transit_ms, link.cloud_ms)
-        self.table = ThresholdTable.build(np.array(self._margins), self._curve, costs)
+        self.table = ThresholdTable.build(self._margins.columns[0], self._curve, costs)
         if self._config.objective == "latency_bound":
             self._index = self.table.largest_within(self._config.latency_bound_ms, self._config.latency_form)
         elif self._curve is None:

@@ -41,13 +41,14 @@ class ThresholdTable:
         """From a window of N >= 1 margins; without a curve the agreement is unknown (NaN) below the last candidate."""
         count = len(margins)
         thresholds = np.append(np.sort(margins), np.inf)
-        first = np.searchsorted(thresholds, thresholds)  # equal margins are one candidate
+        first = _first_of_equals(thresholds)  # equal margins are one candidate
         edge_share = 1.0 - first / count
         if curve is None:
             agreement = np.append(np.full(count, np.nan), 1.0)
         else:
-            wrong = np.append(curve(thresholds[:-1]), 0.0)
-            agreement = 1.0 - np.cumsum(wrong[::-1])[::-1][first] / count
+            wrong = np.zeros(count + 1)  # expected disagreements among the n most certain
+            curve(thresholds[-2::-1]).cumsum(out=wrong[1:])
+            agreement = 1.0 - wrong[count - first] / count
         cloud = (1.0 - edge_share) * (costs.transit_ms + costs.cloud_ms)
         return cls(thresholds, edge_share, agreement, costs.edge_ms + cloud, edge_share * costs.edge_ms + cloud)
 
@@ -60,3 +61,13 @@ class ThresholdTable:
         latency = self.latency_ms if form == "charged" else self.paper_latency_ms
         within = np.flatnonzero(latency <= bound_ms)
         return int(within[-1]) if len(within) else None
+
+
+def _first_of_equals(ascending: np.ndarray) -> np.ndarray:
+    """For each of (N,) ascending values the index of the first that equals it."""
+    first = np.arange(len(ascending))
+    equal = ascending[1:] == ascending[:-1]
+    if not equal.any():
+        return first
+    first[1:][equal] = 0
+    return np.maximum.accumulate(first)
