@@ -47,7 +47,7 @@ class ThresholdTable:
             agreement = np.append(np.full(count, np.nan), 1.0)
         else:
             wrong = np.zeros(count + 1)  # expected disagreements among the n most certain
-            curve(thresholds[-2::-1]).cumsum(out=wrong[1:])
+            curve(thresholds[:-1])[::-1].cumsum(out=wrong[1:])
             agreement = 1.0 - wrong[count - first] / count
         cloud = (1.0 - edge_share) * (costs.transit_ms + costs.cloud_ms)
         return cls(thresholds, edge_share, agreement, costs.edge_ms + cloud, edge_share * costs.edge_ms + cloud)
