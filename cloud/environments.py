@@ -61,6 +61,7 @@ class Environments:
             await self._set_pool(BASE, self._config.labels)
 
     async def close(self) -> None:
+        self._schedules.clear()  # nothing becomes due any more
         for run in self._runs:
             run.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)

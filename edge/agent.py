@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-from ..models.errors import CloudError, DeadlineError, EdgeFMError, ImageError
+from ..models.errors import CloudError, DeadlineError, ImageError
 from ..models.pool import UNKNOWN
 from ..models.versions import Calibration
 from .cloud_client import CloudAnswer, CloudClient, Registration
@@ -23,7 +23,7 @@ from .local_state import LocalState
 from .records import Answer, Route, Sink
 from .sources import Frame
 from .switcher import Decision, LinkState, Switcher
-from .updater import Running, Updater, check_dimensions
+from .updater import Running, Updater
 from .uploader import Uploader
 
 log = logging.getLogger("edgefm.edge.agent")
@@ -84,19 +84,18 @@ class Agent:
             self._state = LocalState(config.state_dir, config.environment)
             self._updater = Updater(self._client, self._state, config.threads)
             self._running = self._start()
-            check_dimensions(self._running)
         except BaseException:
             self._client.close()
             raise
         self._uploader = Uploader(self._client, config.upload_queue)
         self._switcher = Switcher(config.switcher)
-        self._switcher.model_changed(self._running.student.manifest.calibration)
+        self._switcher.model_changed(_calibration(self._running))
         self._link = LinkEstimator()
         self._lock = threading.Lock()
         self._all_answered = threading.Condition(self._lock)
         self._usual_bytes = 0.0
         self._samples_labelled = 0
-        self._sink_error: EdgeFMError | None = None
+        self._sink_error: Exception | None = None
         self._began_ms = _now_ms()
         self.summary = Summary()
         self._updater.start()
@@ -119,7 +118,7 @@ class Agent:
     def run(self, source: Iterable[Frame], sink: Sink) -> Summary:
         """Answers every frame of the source; `sink` gets one `Answer` each, in order of completion.
 
-        A source of its own errors ends the run with them, after all that was asked has been answered.
+        An error of the source or the sink ends the run with it, after all that was asked has been answered.
         """
         next_ms = _now_ms()
         try:
@@ -137,6 +136,8 @@ class Agent:
             with self._all_answered:
                 # The client's deadline answers whatever is still out; the second is slack for its thread.
                 self._all_answered.wait_for(lambda: not self._link.pending, self._config.deadline_ms / 1e3 + 1.0)
+        if self._sink_error is not None:
+            raise self._sink_error
         return self.summary
 
     # ---- starting and swapping
@@ -150,7 +151,10 @@ class Agent:
         except CloudError as error:
             last = self._state.last_good()
             if last is None:
-                raise CloudError(f"{error}; and {config.state_dir} holds no student to start from") from error
+                raise CloudError(
+                    f"no start with the cloud at {config.cloud}: {error}; and {config.state_dir} holds no student to "
+                    "start from without it"
+                ) from error
             log.warning("event=started_alone student=%d reason=%r", last[0].version, str(error))
             return self._updater.load(*last)
 
@@ -173,9 +177,7 @@ class Agent:
         new_student = ready.student is not before.student
         manifest = ready.student.manifest
         with self._lock:
-            # What a calibration says holds for the pool it was made with.
-            fits = manifest.pool_version == ready.pool.version
-            self._switcher.model_changed(manifest.calibration if fits else Calibration())
+            self._switcher.model_changed(_calibration(ready))
             self.summary.swaps += new_student
         log.info(
             "event=swapped student=%d pool=%s labels=%d", manifest.version, ready.pool.version, len(ready.pool.labels)
@@ -239,8 +241,12 @@ class Agent:
                 if isinstance(result, CloudAnswer):
                     self._answered(query_id, local, decision, sink, result, size)
                 else:
-                    self._link.lost(query_id, _now_ms())
-                    reason = "deadline" if isinstance(result, DeadlineError) else "cloud-error"
+                    late = isinstance(result, DeadlineError)
+                    if late:
+                        self._link.lost(query_id, _now_ms())
+                    else:
+                        self._link.dropped(query_id)
+                    reason = "deadline" if late else "cloud-error"
                     self._emit(local, decision, sink, "fallback", reason, bytes_sent=size)
                 self._all_answered.notify_all()
             if isinstance(result, CloudError):
@@ -316,5 +322,11 @@ class Agent:
         setattr(self.summary, route, getattr(self.summary, route) + 1)
         try:
             sink(answer)
-        except EdgeFMError as error:  # a full disk: the run ends with it, in the run's own thread
+        except Exception as error:  # a full disk: the run ends with it, in the run's own thread
             self._sink_error = error
+
+
+def _calibration(running: Running) -> Calibration:
+    """What a calibration says holds for the pool it was made with."""
+    manifest = running.student.manifest
+    return manifest.calibration if manifest.pool_version == running.pool.version else Calibration()

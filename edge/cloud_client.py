@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc
+from pydantic import ValidationError
 
-from ..models.errors import CloudError, DeadlineError
+from ..models.errors import CloudError, DeadlineError, ModelError
 from ..models.versions import BlobRef, StudentManifest
 from ..proto.limits import CHANNEL_OPTIONS, PROTOCOL_VERSION
 from ..proto.v1 import edgefm_pb2 as pb
@@ -264,4 +265,7 @@ def _answer(response: pb.RecognizeResponse) -> CloudAnswer | CloudError:
 
 
 def _blob(message: pb.Blob) -> BlobRef:
-    return BlobRef(name=message.name, sha256=message.sha256, size_bytes=message.size_bytes)
+    try:
+        return BlobRef(name=message.name, sha256=message.sha256, size_bytes=message.size_bytes)
+    except ValidationError as error:
+        raise ModelError(f"the cloud names a file that cannot be one: {message.name[:100]!r}") from error

@@ -13,19 +13,31 @@ _SILENCE_MS = 1000.0
 has ended. Without it a link that was bad once would never be asked again."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _OnItsWay:
     sent_ms: float
-    bytes_ahead: int  # its own included
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """Bytes that the link carried, and two bounds of how long it took for them alone."""
+
+    size_bytes: int
+    transit_ms: float  # with the round trip and what it waited for
+    gap_ms: float  # since the bytes before arrived
 
 
 class LinkEstimator:
     """Bandwidth and round trip from (bytes, transit time) pairs, and the queue at the link.
 
-    A query's transit is its total time less what the cloud spent: `round trip + bytes * 8 / bandwidth`, where the bytes
-    are its own and those sent before it that were still on their way. The round trip is the smallest transit of the
-    window; the bandwidth is all bytes over all the time beyond it (a harmonic mean, robust to bursts).
+    A query's transit is its total time less what the cloud spent. The link is a queue, first in, first out: it carries
+    a query's bytes when it is sent or when those before it have been carried, whichever is later, and half a round trip
+    stands before and behind. So the link was busy with a query for `transit - round trip`, and for no longer than since
+    the answer before. The bandwidth is all bytes of the window over all the time the link was busy with them (a
+    harmonic mean, robust to bursts); the round trip is the smallest transit less its own transmission. Queries of one
+    size that never wait for each other cannot tell the two apart: then the round trip holds most of the transit, and
+    the sum is right all the same.
 
     Args:
         window: answered queries remembered.
@@ -33,13 +45,13 @@ class LinkEstimator:
     """
 
     def __init__(self, window: int = 30, initial_bandwidth_kbps: float = 5000.0, initial_rtt_ms: float = 50.0) -> None:
-        self._transits: deque[tuple[int, float]] = deque(maxlen=window)
+        self._carried: deque[_Carried] = deque(maxlen=window)
         self._server: deque[float] = deque(maxlen=window)
         self._pending: dict[int, _OnItsWay] = {}
-        self._pending_bytes = 0
         self._initial_rtt_ms = initial_rtt_ms
         self._initial_bits_per_ms = initial_bandwidth_kbps
         self._heard_ms = 0.0
+        self._arrived_ms = float("-inf")  # the latest answer, less what the cloud spent on it
         self.rtt_ms = initial_rtt_ms
         self.bits_per_ms = initial_bandwidth_kbps  # 1 bit/ms is 1 kbit/s
 
@@ -57,52 +69,63 @@ class LinkEstimator:
         return len(self._pending)
 
     def sent(self, query: int, size_bytes: int, now_ms: float) -> None:
-        self._pending_bytes += size_bytes
-        self._pending[query] = _OnItsWay(now_ms, self._pending_bytes, size_bytes)
+        self._pending[query] = _OnItsWay(now_ms, size_bytes)
 
     def answered(self, query: int, now_ms: float, server_ms: float) -> float:
         """Takes an answer in; returns its transit in ms (0 for a query it does not know)."""
-        known = self._forget(query)
+        known = self._pending.pop(query, None)
         if known is None:
             return 0.0
-        transit_ms = max(now_ms - known.sent_ms - server_ms, 0.01)
-        self._heard_ms = now_ms
-        self._transits.append((known.bytes_ahead, transit_ms))
         self._server.append(server_ms)
-        self._estimate()
-        return transit_ms
+        return self._carry(known, now_ms, server_ms)
 
     def lost(self, query: int, now_ms: float) -> None:
-        """A query that met its deadline or died: the link carried its bytes in that time at the best."""
-        known = self._forget(query)
-        if known is not None and now_ms > known.sent_ms:
-            self._heard_ms = now_ms
-            self._transits.append((known.bytes_ahead, now_ms - known.sent_ms))
-            self._estimate()
+        """A query that met its deadline: the link carried its bytes in that time at the best."""
+        known = self._pending.pop(query, None)
+        if known is not None:
+            self._carry(known, now_ms, 0.0)
+
+    def dropped(self, query: int) -> None:
+        """A query that failed for another reason than time: it says nothing of the link."""
+        self._pending.pop(query, None)
 
     def transit_ms(self, size_bytes: int) -> float:
         """Of one query on an idle link."""
         return self.rtt_ms + size_bytes * 8 / self.bits_per_ms
 
     def predict_ms(self, size_bytes: int, now_ms: float) -> float:
-        """Of a query sent now: behind what is on its way, and not before an outage under way has ended."""
-        queued = self.rtt_ms + (self._pending_bytes + size_bytes) * 8 / self.bits_per_ms
+        """Transit of a query sent now: behind what is on its way, and not before an outage under way has ended."""
         if not self._pending:
             if now_ms - self._heard_ms > _SILENCE_MS:
-                return min(queued, self._initial_rtt_ms + size_bytes * 8 / self._initial_bits_per_ms)
-            return queued
-        oldest = next(iter(self._pending.values()))
-        overdue = (now_ms - oldest.sent_ms) - (self.rtt_ms + oldest.bytes_ahead * 8 / self.bits_per_ms + self.cloud_ms)
-        return queued + max(overdue, 0.0)
+                unheard = self._initial_rtt_ms + size_bytes * 8 / self._initial_bits_per_ms
+                return min(self.transit_ms(size_bytes), unheard)
+            return self.transit_ms(size_bytes)
+        free_ms, overdue_ms = self._arrived_ms - self.rtt_ms, None
+        for query in self._pending.values():
+            free_ms = max(free_ms, query.sent_ms) + query.size_bytes * 8 / self.bits_per_ms
+            if overdue_ms is None:  # the oldest ends every outage
+                overdue_ms = max(now_ms - (free_ms + self.rtt_ms + self.cloud_ms), 0.0)
+                free_ms += overdue_ms
+        return max(free_ms - now_ms, 0.0) + self.transit_ms(size_bytes)
 
-    def _forget(self, query: int) -> _OnItsWay | None:
-        known = self._pending.pop(query, None)
-        if known is not None:
-            self._pending_bytes -= known.size_bytes
-        return known
+    def _carry(self, query: _OnItsWay, now_ms: float, server_ms: float) -> float:
+        self._heard_ms = now_ms
+        arrived_ms = max(now_ms - server_ms, query.sent_ms + 0.01)
+        gap_ms = max(arrived_ms - self._arrived_ms, 0.0)
+        self._arrived_ms = max(arrived_ms, self._arrived_ms)
+        self._carried.append(_Carried(query.size_bytes, arrived_ms - query.sent_ms, gap_ms))
+        self._estimate()
+        return arrived_ms - query.sent_ms
 
     def _estimate(self) -> None:
-        self.rtt_ms = min(transit for _, transit in self._transits)
-        beyond = sum(transit - self.rtt_ms for _, transit in self._transits)
-        bits = 8 * sum(size for size, _ in self._transits)
-        self.bits_per_ms = min(max(bits / max(beyond, 1e-6), _MIN_BITS_PER_MS), _MAX_BITS_PER_MS)
+        self.rtt_ms = min(carried.transit_ms for carried in self._carried)
+        self.bits_per_ms = self._bandwidth_while_busy()
+        # Once: a further round would take more of the transmission out of the round trip, and the mean jitter too.
+        least = min(carried.transit_ms - carried.size_bytes * 8 / self.bits_per_ms for carried in self._carried)
+        self.rtt_ms = max(least, 0.0)
+        self.bits_per_ms = self._bandwidth_while_busy()
+
+    def _bandwidth_while_busy(self) -> float:
+        bits = 8 * sum(carried.size_bytes for carried in self._carried)
+        busy_ms = sum(min(carried.transit_ms - self.rtt_ms, carried.gap_ms) for carried in self._carried)
+        return min(max(bits / max(busy_ms, 1e-6), _MIN_BITS_PER_MS), _MAX_BITS_PER_MS)

@@ -76,14 +76,14 @@ class LocalState:
     def student_folder(self, manifest: StudentManifest, fetch: Fetch) -> Path:
         """A folder with the version's files side by side, fetched as needed."""
         folder = self._environment / f"student-{manifest.version:06d}"
-        folder.mkdir(exist_ok=True)
         for ref in manifest.files:
             blob, target = self.blob(ref, fetch), folder / ref.name
-            target.unlink(missing_ok=True)
             try:
-                os.link(blob, target)
-            except OSError:
-                shutil.copyfile(blob, target)
+                folder.mkdir(exist_ok=True)
+                target.unlink(missing_ok=True)
+                _link_or_copy(blob, target)
+            except OSError as error:
+                raise StoreError(f"cannot write {target}: {error.strerror}; free space on the device") from error
         return folder
 
     def remember_student(self, manifest: StudentManifest) -> None:
@@ -114,3 +114,10 @@ class LocalState:
 
     def load_pool(self, ref: BlobRef, fetch: Fetch) -> LabelPool:
         return LabelPool.load(self.blob(ref, fetch))
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)

@@ -20,6 +20,7 @@ class Answer:
 
     Attributes:
         sample_id: the source's name for the frame.
+        environment: where the device stands.
         label: of the pool, or "unknown".
         similarity, margin: of the model that answered.
         route: `edge`; `cloud`; `fallback`: the FM was wanted, and the edge's own answer is given.
@@ -32,6 +33,8 @@ class Answer:
         total_ms: from the frame's arrival at the agent to the answer.
         predicted_ms: what the switcher predicted for `total_ms`.
         bytes_sent: the encoded image, if it was sent.
+        student_version, pool_version: on the device when the frame came.
+        bandwidth_mbps: as estimated when the answer was given.
         time_s: of the answer, since the agent began.
         samples_labelled: of this environment in the cloud, as last heard.
     """
@@ -96,4 +99,7 @@ class JsonLines:
             raise StoreError(f"cannot write answers to {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:  # what could not be written before
+            raise StoreError(f"cannot write answers to {self._path}: {error.strerror}") from error

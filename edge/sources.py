@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +40,7 @@ class Frame:
     @cached_property
     def encoded(self) -> bytes:
         """What a query sends."""
-        return self.content if isinstance(self.content, bytes) else encode_jpeg(self.content)
+        return self.content if isinstance(self.content, bytes) else encode_jpeg(self.image)
 
 
 def open_source(path: Path, prefix: str = "", shuffle_seed: int | None = None) -> Iterator[Frame]:
@@ -55,7 +57,7 @@ def open_source(path: Path, prefix: str = "", shuffle_seed: int | None = None) -
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         names = [(file.relative_to(path).as_posix(), file) for file in files]
-        pairs = ((name, file.read_bytes()) for name, file in names if _wanted(name, prefix))
+        pairs = ((name, _read(file)) for name, file in names if _wanted(name, prefix))
     elif path.is_file():
         pairs = _read_tar(path, prefix)
     else:
@@ -86,6 +88,13 @@ def _wanted(name: str, prefix: str) -> bool:
     return name.startswith(prefix) and name.lower().endswith(IMAGE_SUFFIXES)
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
 def _read_tar(path: Path, prefix: str) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(path) as tar:
@@ -93,7 +102,7 @@ def _read_tar(path: Path, prefix: str) -> Iterator[tuple[str, bytes]]:
                 name = member.name.removeprefix("./")
                 if member.isfile() and _wanted(name, prefix) and (file := tar.extractfile(member)):
                     yield name, file.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path} is not a readable tar archive: {error}") from error
 
 

@@ -49,7 +49,10 @@ class Updater:
 
     def load(self, manifest: StudentManifest, pool: BlobRef) -> Running:
         """Fetches and loads in the caller's thread. Raises `EdgeFMError`."""
-        running = Running(self._load_student(manifest), self._load_pool(pool))
+        running = Running(self._load_student(manifest), self._state.load_pool(pool, self._fetch))
+        check_dimensions(running)
+        self._state.remember_student(manifest)
+        self._state.remember_pool(pool)
         self._latest = running
         return running
 
@@ -75,7 +78,7 @@ class Updater:
                 for change in self._client.watch():
                     failures = 0
                     self._prepare(change)
-            except CloudError as error:
+            except EdgeFMError as error:  # CloudError, or a ModelError for an event that makes no sense
                 if not self._stop.is_set():
                     log.warning("event=watch_interrupted reason=%r", str(error))
             self._stop.wait(_PAUSE_S[min(failures, len(_PAUSE_S) - 1)])
@@ -90,11 +93,15 @@ class Updater:
                 if change.version == latest.student.manifest.version:
                     return
                 prepared = replace(latest, student=self._load_student(change))
+                check_dimensions(prepared)
+                self._state.remember_student(change)
             else:
-                pool = self._load_pool(change)
+                pool = self._state.load_pool(change, self._fetch)
                 if pool.version == latest.pool.version:
                     return
                 prepared = replace(latest, pool=pool)
+                check_dimensions(prepared)
+                self._state.remember_pool(change)
         except CloudError:
             raise
         except EdgeFMError as error:
@@ -105,14 +112,7 @@ class Updater:
             self._latest = self._ready = prepared
 
     def _load_student(self, manifest: StudentManifest) -> Student:
-        student = Student(manifest, self._state.student_folder(manifest, self._fetch), self._threads)
-        self._state.remember_student(manifest)
-        return student
-
-    def _load_pool(self, ref: BlobRef) -> LabelPool:
-        pool = self._state.load_pool(ref, self._fetch)
-        self._state.remember_pool(ref)
-        return pool
+        return Student(manifest, self._state.student_folder(manifest, self._fetch), self._threads)
 
     def _fetch(self, sha256: str, offset: int) -> Iterator[bytes]:
         for data in self._client.fetch(sha256, offset, STALL_TIMEOUT_S):
