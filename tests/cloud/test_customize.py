@@ -1,64 +1,410 @@
-"""The whole cloud side in one process: label with the real FM, store, learn in a child process, publish."""
+"""Customization as it runs: the real FM's labels in a real store, a real student, a child process, gate and registry."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import shutil
+import sqlite3
+import subprocess
+import sys
 import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from edgefm.cloud.config import CloudConfig, CustomizationConfig
-from edgefm.cloud.environments import Environments
-from edgefm.cloud.trainer import customize
+from edgefm.cloud.customize import RESULT_FILE, Job, Outcome
+from edgefm.cloud.environments import BASE, Environments
+from edgefm.cloud.learning import held_out_mask
+from edgefm.cloud.store import SampleStore
+from edgefm.cloud.trainer import CustomizationError, Schedule, customize
+from edgefm.deploy.camera import DAY, PHOTOGRAPHS, walk
 from edgefm.edge.sources import open_source
+from edgefm.models.errors import InputError, ModelError
 from edgefm.models.images import decode_image
+from edgefm.models.pool import normalise
+from edgefm.models.student_graph import BACKBONE_FILE, HEAD_FILE, Head
+from edgefm.models.versions import GRAPH_FILE, StudentManifest, sha256_hex
+from pydantic import TypeAdapter
 
-LABELS = ("African elephant", "bullfrog", "goldfish", "koala", "ladybug", "snail")
-PER_LABEL = 14
+LABELS = tuple(sorted({photograph.label for photograph in PHOTOGRAPHS}))
+FRAMES = 120
+NEVER = 1_000_000
+ONE_THREAD = CustomizationConfig(threads=1)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Encoded images with what the real FM says of them."""
+
+    images: list[bytes]
+    embeddings: np.ndarray  # (N, D)
 
 
 @pytest.fixture(scope="module")
-def trees(tmp_path_factory, shared_data) -> tuple[Path, Path]:
-    """The same images twice, the second time with the names of their folders permuted."""
-    true, permuted = tmp_path_factory.mktemp("true"), tmp_path_factory.mktemp("permuted")
-    other = dict(zip(LABELS, (*LABELS[1:], LABELS[0]), strict=True))
-    taken = dict.fromkeys(LABELS, 0)
+def pictures(synclip) -> Pictures:
+    images = [frame.image_bytes for frame in walk(DAY, 0, FRAMES)]
+    return Pictures(images, np.vstack([synclip.embed_images([decode_image(image)]) for image in images]))
+
+
+def cloud_config(data_dir: Path, **customization: object) -> CloudConfig:
+    settings = replace(ONE_THREAD, **customization)
+    return CloudConfig(data_dir=data_dir, student="lite0-64", customization=settings)
+
+
+async def keep_all(environments: Environments, name: str, images: Iterable[bytes], embeddings: np.ndarray) -> None:
+    for image, embedding in zip(images, embeddings, strict=True):
+        await environments.keep(name, image, embedding, 1.0, "device")
+
+
+async def until(happened: Callable[[], bool], timeout_s: float = 180) -> None:
+    async def poll() -> None:
+        while not happened():
+            await asyncio.sleep(0.05)
+
+    await asyncio.wait_for(poll(), timeout_s)
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory, synclip, pictures: Pictures):
+    """A data folder with one environment, 120 labelled frames and version 0, and nothing learnt yet."""
+    data_dir = tmp_path_factory.mktemp("learnt")
+
+    async def work() -> Environments:
+        environments = Environments(synclip, cloud_config(data_dir, first_at=NEVER))
+        await environments.start()
+        await environments.register("yard", LABELS, "")
+        await keep_all(environments, "yard", pictures.images, pictures.embeddings)
+        await environments.close()
+        return environments
+
+    return data_dir, asyncio.run(work()).registry
+
+
+def job_for(learnt, folder: Path) -> Job:
+    """The job `trainer.customize` would write, in a folder that outlives it, on a copy of the store."""
+    data_dir, registry = learnt
+    manifest = registry.current("yard")
+    for name in ("running", "version0"):
+        registry.materialise(manifest, folder / name)
+        (folder / name / "manifest.json").write_text(manifest.to_json())
+    shutil.copytree(data_dir / "store", folder / "store")
+    pool = registry.blob_path(registry.pool("yard")[1].sha256)
+    job = Job(folder / "store", "yard", pool, folder / "running", folder / "version0", folder / "output", ONE_THREAD)
+    job.save(folder / "job.json")
+    return job
+
+
+def run_child(job: Job, output: str) -> tuple[subprocess.CompletedProcess[str], Job]:
+    job = replace(job, output=job.output.with_name(output))
+    job.output.mkdir()
+    path = job.output.with_suffix(".json")
+    job.save(path)
+    command = [sys.executable, "-m", "edgefm.cloud.customize", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120), job
+
+
+def test_a_run_in_a_child_process_writes_its_outcome_and_caches_features(learnt, pictures: Pictures, tmp_path: Path):
+    job = job_for(learnt, tmp_path)
+    damaged = sha256_hex(pictures.images[0])
+    SampleStore(job.store).image_path(damaged).write_bytes(b"no image any more")
+    child, first = run_child(job, "first")
+    assert child.returncode == 0, child.stderr
+    assert f"event=sample_skipped sha256={damaged}" in child.stderr
+    assert sorted(path.name for path in first.output.iterdir()) == sorted([HEAD_FILE, RESULT_FILE])
+
+    outcome = TypeAdapter(Outcome).validate_json((first.output / RESULT_FILE).read_bytes())
+    digests = sorted(sha256_hex(image) for image in pictures.images[1:])
+    held_out = int(held_out_mask(digests, job.config.held_out).sum())
+    assert 0 < held_out < len(digests) == outcome.samples == FRAMES - 1
+    calibration = outcome.calibration
+    assert len(calibration.margins) == len(calibration.agrees) == len(calibration.propensities) == held_out
+    assert outcome.agreement == np.mean(calibration.agrees)
+    assert outcome.accepted == (outcome.agreement >= outcome.parent_agreement)
+    assert outcome.method in ("mse", "mse+contrastive")
+
+    manifest = learnt[1].current("yard")
+    version0 = (job.version0 / HEAD_FILE).read_bytes()
+    head = (first.output / HEAD_FILE).read_bytes()
+    assert len(head) == len(version0) and head != version0
+    assert np.isfinite(Head.from_bytes(head, manifest.embedding_dim).weight).all()
+
+    with sqlite3.connect(job.store / "features.db") as db:
+        cached = sorted(row[0] for row in db.execute("SELECT sha256 FROM features"))
+    db.close()
+    assert cached == digests
+    # The second run finds no image at all: it can only have used the cached features. Equal jobs give equal bytes.
+    shutil.rmtree(job.store / "images")
+    again, second = run_child(job, "second")
+    assert again.returncode == 0, again.stderr
+    for name in (HEAD_FILE, RESULT_FILE):
+        assert (second.output / name).read_bytes() == (first.output / name).read_bytes()
+
+
+def test_a_job_survives_its_file(tmp_path: Path):
+    folder = tmp_path / "a folder"
+    job = Job(folder, "yard", folder / "pool", folder / "r", folder / "v", folder / "o", replace(ONE_THREAD, tau=0.3))
+    job.save(tmp_path / "job.json")
+    assert Job.load(tmp_path / "job.json") == job
+
+
+def test_a_run_that_cannot_succeed_says_why_and_leaves_the_version(learnt, tmp_path: Path):
+    registry = learnt[1]
+    before = registry.current("yard")
+    with pytest.raises(CustomizationError, match="no readable sample of yard"):
+        asyncio.run(customize(registry, tmp_path / "empty", "yard", ONE_THREAD))
+    assert registry.current("yard") == before
+
+
+def test_the_gate_lets_a_better_head_through_and_stops_a_worse_one(tmp_path: Path, synclip, pictures: Pictures, caplog):
+    """Two environments become due at once: the runs follow each other, the second without a further sample.
+
+    `street` is labelled by a confused FM on all but the held-out frames, so that what it learns must fail the gate.
+    """
+    caplog.set_level(logging.INFO, "edgefm.cloud")
+    digests = [sha256_hex(image) for image in pictures.images]
+    held_out = held_out_mask(digests, ONE_THREAD.held_out)
+    noise = normalise(np.random.default_rng(0).standard_normal(pictures.embeddings.shape))
+    confused = np.where(held_out[:, None], pictures.embeddings, noise).astype(np.float32)
+
+    def runs() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "event=customized" in record.getMessage()]
+
+    async def work() -> None:
+        environments = Environments(synclip, cloud_config(tmp_path, first_at=FRAMES, prior_samples=100.0))
+        await environments.start()
+        for name in ("yard", "street"):
+            await environments.register(name, LABELS, "")
+        changed = environments.watch("yard")
+        await keep_all(environments, "yard", pictures.images, pictures.embeddings)
+        await keep_all(environments, "street", pictures.images, confused)
+        assert not runs() and environments.student("yard").version == 0  # the first is still learning
+        await asyncio.wait_for(changed.wait(), 180)
+        version0, better = environments.registry.manifest("yard", 0), environments.student("yard")
+        await until(lambda: len(runs()) == 2)
+
+        assert (better.version, better.parent, better.samples) == (1, 0, FRAMES)
+        assert better.agreement is not None and better.parent_agreement is not None
+        assert better.agreement > better.parent_agreement
+        assert len(better.calibration.margins) == held_out.sum()
+        assert better.pool_version == environments.pool("yard")[0].version
+        files = [{ref.name: ref.sha256 for ref in manifest.files} for manifest in (version0, better)]
+        assert {name for name in files[0] if files[0][name] == files[1][name]} == {GRAPH_FILE, BACKBONE_FILE}
+        assert files[0].keys() == files[1].keys() and files[0][HEAD_FILE] != files[1][HEAD_FILE]
+        assert environments.registry.current("yard") == better
+
+        assert "environment=yard accepted=True version=1" in runs()[0]
+        assert "environment=street accepted=False version=None" in runs()[1]
+        assert environments.student("street").version == 0 and environments.registry.versions("street") == [0]
+
+        rolled_back = await environments.rollback("yard", None)
+        assert rolled_back.version == 0 == environments.student("yard").version
+        await environments.close()
+
+    asyncio.run(work())
+
+
+def test_what_learnt_from_a_version_that_was_rolled_back_is_not_published(
+    tmp_path: Path, synclip, pictures: Pictures, caplog
+):
+    caplog.set_level(logging.INFO, "edgefm.cloud")
+
+    async def work() -> None:
+        environments = Environments(synclip, cloud_config(tmp_path, first_at=FRAMES, prior_samples=100.0))
+        await environments.start()
+        await environments.register("yard", LABELS, "")
+        version0 = environments.registry.current("yard")
+        parent = environments.registry.publish(version0.model_copy(update={"parent": 0}), {})
+        await keep_all(environments, "yard", pictures.images, pictures.embeddings)  # starts a run from version 1
+        await asyncio.sleep(1)
+        await environments.rollback("yard", 0)
+        await until(lambda: any("event=customized" in record.getMessage() for record in caplog.records))
+        assert parent.version == 1 and environments.registry.versions("yard") == [0, 1]
+        assert environments.student("yard").version == 0
+        await environments.close()
+
+    asyncio.run(work())
+    assert any("accepted=True version=None" in record.getMessage() for record in caplog.records)
+
+
+def test_runs_are_due_at_growing_counts_each_once():
+    schedule = Schedule(CustomizationConfig(first_at=100, growth=2.0), 0)
+    due = []
+    for samples in range(1, 1700):
+        if schedule.due(samples):
+            schedule.started(samples)
+            due.append(samples)
+    assert due == [100, 200, 400, 800, 1600]
+    restarted = Schedule(CustomizationConfig(first_at=100, growth=2.0), 400)
+    assert not restarted.due(799) and restarted.due(800)
+
+
+# ---- what the environments hold
+
+
+def test_a_registration_that_was_cut_short_is_repeated(tmp_path: Path, synclip, pictures: Pictures):
+    """Killed while version 0 was being exported: the pool is there and the student is not."""
+
+    async def first() -> None:
+        environments = Environments(synclip, cloud_config(tmp_path))
+        await environments.start()
+        await environments.register("yard", LABELS[:2], "")
+        await environments.close()
+
+    async def second() -> None:
+        environments = Environments(synclip, cloud_config(tmp_path))
+        await environments.start()
+        with pytest.raises(InputError, match="no device has registered"):
+            environments.student("yard")
+        with pytest.raises(InputError, match="no device has registered"):
+            await environments.keep("yard", pictures.images[0], pictures.embeddings[0], 1.0, "device")
+        await environments.register("yard", LABELS[:2], "")
+        assert environments.student("yard").version == 0
+        await environments.close()
+
+    asyncio.run(first())
+    folder = tmp_path / "registry" / "environments" / "yard"
+    shutil.rmtree(folder / "versions")
+    (folder / "current").unlink()
+    asyncio.run(second())
+
+
+def test_samples_need_an_environment_and_a_true_propensity(tmp_path: Path, synclip, pictures: Pictures):
+    async def work() -> None:
+        environments = Environments(synclip, replace(cloud_config(tmp_path), labels=LABELS))
+        await environments.start()
+        await environments.register("yard", (), "")
+        assert environments.pool("yard")[0].labels == LABELS
+        for name in (BASE, "street"):
+            with pytest.raises(InputError):
+                await environments.keep(name, pictures.images[0], pictures.embeddings[0], 1.0, "device")
+        for propensity in (0.0, -0.5, 1.5, float("nan"), float("inf")):
+            with pytest.raises(InputError, match="propensity"):
+                await environments.keep("yard", pictures.images[0], pictures.embeddings[0], propensity, "device")
+        assert environments.samples_labelled("yard") == environments.store.count("yard") == 0
+        assert environments.store.count(BASE) == 0
+        for duplicate in (False, True):
+            kept = await environments.keep("yard", pictures.images[0], pictures.embeddings[0], 0.02, "device")
+            assert kept == (sha256_hex(pictures.images[0]), duplicate)
+        assert environments.samples_labelled("yard") == 1
+        assert environments.store.samples("yard").propensities.tolist() == [0.02]
+        await environments.close()
+
+    asyncio.run(work())
+
+
+def test_a_damaged_version_stops_the_cloud_at_its_start(tmp_path: Path, synclip):
+    async def work() -> None:
+        environments = Environments(synclip, cloud_config(tmp_path))
+        await environments.start()
+        await environments.register("yard", LABELS[:2], "")
+        await environments.close()
+        manifest = tmp_path / "registry" / "environments" / "yard" / "versions" / "000000.json"
+        manifest.write_text(manifest.read_text()[:100])
+        restarted = Environments(synclip, cloud_config(tmp_path))
+        with pytest.raises(ModelError, match="not a student manifest"):
+            await restarted.start()
+        await restarted.close()
+
+    asyncio.run(work())
+
+
+# ---- no ground truth
+
+
+def plant(root: Path, items: Iterable[tuple[str, str, bytes]]) -> None:
+    for label, name, data in items:
+        path = root / "train" / label / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def two_trees(folder: Path, items: list[tuple[str, str, bytes]]) -> tuple[Path, Path]:
+    """The same images twice, the second time with the names of their folders permuted, each to another one."""
+    labels = sorted({label for label, _, _ in items})
+    other = dict(zip(labels, (*labels[1:], labels[0]), strict=True))
+    plant(folder / "true", items)
+    plant(folder / "permuted", [(other[label], name, data) for label, name, data in items])
+    true = {frame.encoded: frame.sample_id for frame in open_source(folder / "true", "train/")}
+    permuted = {frame.encoded: frame.sample_id for frame in open_source(folder / "permuted", "train/")}
+    assert true.keys() == permuted.keys() and all(true[image] != permuted[image] for image in true)
+    return folder / "true", folder / "permuted"
+
+
+async def stream(environments: Environments, tree: Path) -> int:
+    """What a device and the service do with a stream, on an environment named after nothing that tells the tree."""
+    labels = sorted(path.name for path in (tree / "train").iterdir())
+    await environments.register("yard", labels, "")
+    frames = 0
+    for frame in open_source(tree, "train/", shuffle_seed=0):
+        embedding = environments.model.embed_images([decode_image(frame.encoded)])[0]
+        await environments.keep("yard", frame.encoded, embedding, 1.0, "device")
+        frames += 1
+    return frames
+
+
+def without_date(manifest: StudentManifest) -> str:
+    return manifest.model_copy(update={"created_at": ""}).to_json()
+
+
+def test_no_ground_truth_reaches_training_or_calibration(tmp_path: Path, shared_data: Path, synclip):
+    """Tiny-ImageNet, 8 images of each of 20 labels: permuting the folders' names changes no byte of what is learnt."""
+    items: list[tuple[str, str, bytes]] = []
+    taken: dict[str, int] = {}
     with tarfile.open(shared_data / "tiny-imagenet-wild.tar") as tar:
         for member in tar:
             parts = Path(member.name).parts
-            if member.isfile() and parts[0] == "train" and taken.get(parts[1], PER_LABEL) < PER_LABEL:
-                taken[parts[1]] += 1
+            if member.isfile() and parts[0] == "train" and taken.get(parts[1], 0) < 8:
+                taken[parts[1]] = taken.get(parts[1], 0) + 1
                 file = tar.extractfile(member)
                 assert file is not None
-                data = file.read()
-                for root, label in ((true, parts[1]), (permuted, other[parts[1]])):
-                    path = root / "train" / label / parts[2]
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(data)
-    return true, permuted
+                items.append((parts[1], parts[2], file.read()))
+    assert len(items) == 160 and len(taken) == 20
+    trees = two_trees(tmp_path, items)
 
-
-def _learn(tree: Path, data_dir: Path, synclip) -> tuple[bytes, str]:
-    config = CloudConfig(
-        data_dir=data_dir, student="lite0-64", customization=CustomizationConfig(first_at=10_000, threads=1)
-    )
-
-    async def work() -> tuple[bytes, str]:
+    async def learn(tree: Path, data_dir: Path) -> tuple[bytes, Outcome, str]:
+        config = cloud_config(data_dir, first_at=NEVER)
         environments = Environments(synclip, config)
         await environments.start()
-        labels = sorted({path.name for path in (tree / "train").iterdir()})
-        await environments.register("yard", labels, "")
-        for frame in open_source(tree, "train/", shuffle_seed=0):
-            embedding = synclip.embed_images([decode_image(frame.encoded)])[0]
-            await environments.keep("yard", frame.encoded, embedding, 1.0, "device")
+        frames = await stream(environments, tree)
         outcome, head, parent = await customize(environments.registry, data_dir / "store", "yard", config.customization)
-        assert parent.version == 0 and outcome.samples == len(LABELS) * PER_LABEL
         await environments.close()
-        return head, repr(outcome)
+        assert outcome.samples == frames == 160 and len(outcome.calibration.margins) > 10
+        version0 = next(ref for ref in parent.files if ref.name == HEAD_FILE)
+        assert sha256_hex(head) != version0.sha256
+        return head, outcome, without_date(parent)
 
-    return asyncio.run(work())
+    async def both() -> list[tuple[bytes, Outcome, str]]:
+        return await asyncio.gather(*(learn(tree, tmp_path / f"cloud-{tree.name}") for tree in trees))
+
+    true, permuted = asyncio.run(both())
+    assert true == permuted
 
 
-def test_no_ground_truth_reaches_training_or_calibration(trees, tmp_path, synclip):
-    true, permuted = trees
-    assert _learn(true, tmp_path / "a", synclip) == _learn(permuted, tmp_path / "b", synclip)
+def test_no_ground_truth_reaches_a_published_version(tmp_path: Path, synclip):
+    """The whole way to a published version, on the simulated camera: equal manifests, blobs and calibration."""
+    items = [(frame.label, f"{i:03d}.jpg", frame.image_bytes) for i, frame in enumerate(walk(DAY, 0, FRAMES))]
+    trees = two_trees(tmp_path, items)
+
+    async def learn(tree: Path, data_dir: Path) -> tuple[str, str, dict[str, bytes]]:
+        environments = Environments(synclip, cloud_config(data_dir, first_at=len(items)))
+        await environments.start()
+        labels = sorted(path.name for path in (tree / "train").iterdir())
+        await environments.register("yard", labels, "")
+        changed = environments.watch("yard")
+        assert await stream(environments, tree) == len(items)
+        await asyncio.wait_for(changed.wait(), 180)
+        manifest = environments.student("yard")
+        assert manifest.version == 1 and manifest.calibration.margins
+        await environments.close()
+        blobs = {path.name: path.read_bytes() for path in (data_dir / "registry" / "blobs").iterdir()}
+        return without_date(environments.registry.manifest("yard", 0)), without_date(manifest), blobs
+
+    async def both() -> list[tuple[str, str, dict[str, bytes]]]:
+        return await asyncio.gather(*(learn(tree, tmp_path / f"cloud-{tree.name}") for tree in trees))
+
+    true, permuted = asyncio.run(both())
+    assert true == permuted

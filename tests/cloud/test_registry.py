@@ -103,7 +103,7 @@ def test_a_published_manifest_is_never_written_again(registry: Registry, tmp_pat
     registry.publish(successor(first), {"head": b"h2"})
     assert path.read_bytes() == before
     with pytest.raises(ValueError, match="frozen"):
-        first.samples = 5  # pyright: ignore[reportAttributeAccessIssue]
+        first.samples = 5
 
 
 def test_a_version_that_cannot_be_written_leaves_the_current_one(registry: Registry, tmp_path: Path):

@@ -1,0 +1,41 @@
+"""`edgefm cloud` as a process: how it ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from edgefm.proto.limits import PROTOCOL_VERSION
+from edgefm.proto.v1 import edgefm_pb2 as pb
+from edgefm.proto.v1 import edgefm_pb2_grpc as rpc
+
+
+def test_ends_cleanly_on_an_interrupt_and_does_not_share_its_port(start_cloud, tmp_path: Path):
+    cloud = start_cloud("--labels", "cat, rocket", "--student", "lite0-64")
+    with grpc.insecure_channel(cloud.target) as channel:
+        stub = rpc.EdgeFMStub(channel)
+        stub.Register(pb.RegisterRequest(protocol=PROTOCOL_VERSION, device_id="d", environment="yard"), timeout=30)
+        watch = stub.Watch(pb.WatchRequest(device_id="d", environment="yard"), timeout=60)
+        assert next(watch).WhichOneof("change") == "pool" and next(watch).WhichOneof("change") == "student"
+
+        command = [sys.executable, "-m", "edgefm.deploy.cli", "cloud", "--port", str(cloud.port)]
+        second = subprocess.run(
+            [*command, "--data-dir", str(tmp_path / "second")], capture_output=True, text=True, timeout=120
+        )
+        assert second.returncode == 2
+        assert f"edgefm: cannot listen on 127.0.0.1:{cloud.port}" in second.stderr
+        assert "is another cloud running there?" in second.stderr and "Traceback" not in second.stderr
+
+        # A device is connected and watches; the cloud does not wait for it to leave.
+        started = time.monotonic()
+        assert cloud.stop(signal.SIGINT) == 0
+        assert time.monotonic() - started < 8
+        with pytest.raises(grpc.RpcError):
+            next(watch)
+    assert "event=stopping" in cloud.log.read_text() and "Traceback" not in cloud.log.read_text()
+    assert (cloud.data_dir / "registry" / "environments" / "yard" / "current").read_text() == "0"
