@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from ..models.errors import CloudError, DeadlineError, ImageError
 from ..models.pool import UNKNOWN
 from ..models.versions import Calibration
+from ..proto.limits import MAX_IMAGE_BYTES
 from .cloud_client import CloudAnswer, CloudClient, Registration
 from .config import AgentConfig
 from .link import LinkEstimator
@@ -92,7 +93,7 @@ class Agent:
         self._switcher.model_changed(_calibration(self._running))
         self._link = LinkEstimator()
         self._lock = threading.Lock()
-        self._all_answered = threading.Condition(self._lock)
+        self._answer_came = threading.Condition(self._lock)
         self._usual_bytes = 0.0
         self._samples_labelled = 0
         self._sink_error: Exception | None = None
@@ -129,16 +130,22 @@ class Agent:
                     if wait_ms > 0:
                         time.sleep(wait_ms / 1e3)
                     next_ms = max(next_ms, _now_ms() - 1e3 / self._config.fps) + 1e3 / self._config.fps
+                else:
+                    self._wait_for_answers(self._config.max_pending - 1)
                 self._handle(frame, sink)
                 if self._sink_error is not None:
                     raise self._sink_error
         finally:
-            with self._all_answered:
-                # The client's deadline answers whatever is still out; the second is slack for its thread.
-                self._all_answered.wait_for(lambda: not self._link.pending, self._config.deadline_ms / 1e3 + 1.0)
+            self._wait_for_answers(0)
         if self._sink_error is not None:
             raise self._sink_error
         return self.summary
+
+    def _wait_for_answers(self, pending: int) -> None:
+        """Until at most so many queries are under way."""
+        with self._answer_came:
+            # The client's deadline answers whatever is still out; the second is slack for its thread.
+            self._answer_came.wait_for(lambda: self._link.pending <= pending, self._config.deadline_ms / 1e3 + 1.0)
 
     # ---- starting and swapping
 
@@ -235,9 +242,13 @@ class Agent:
     def _ask(self, local: _Local, decision: Decision, sink: Sink) -> None:
         image = local.frame.encoded
         size = len(image)
+        if size > MAX_IMAGE_BYTES:
+            with self._lock:
+                self._emit(local, decision, sink, "fallback", "too-large")
+            return
 
         def done(result: CloudAnswer | CloudError) -> None:
-            with self._all_answered:
+            with self._answer_came:
                 if isinstance(result, CloudAnswer):
                     self._answered(query_id, local, decision, sink, result, size)
                 else:
@@ -248,7 +259,7 @@ class Agent:
                         self._link.dropped(query_id)
                     reason = "deadline" if late else "cloud-error"
                     self._emit(local, decision, sink, "fallback", reason, bytes_sent=size)
-                self._all_answered.notify_all()
+                self._answer_came.notify_all()
             if isinstance(result, CloudError):
                 self._keep_for_upload(local, decision)
 
@@ -282,7 +293,7 @@ class Agent:
         )
 
     def _keep_for_upload(self, local: _Local, decision: Decision) -> None:
-        if self._config.upload == "uncertain":
+        if self._config.upload == "uncertain" and len(local.frame.encoded) <= MAX_IMAGE_BYTES:
             self._uploader.add(local.frame.encoded, local.margin, decision.propensity)
 
     def _emit(

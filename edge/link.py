@@ -9,8 +9,8 @@ from dataclasses import dataclass
 _MAX_BITS_PER_MS = 1e6  # 1 Gbit/s: faster than any link whose transmission time could matter here
 _MIN_BITS_PER_MS = 1.0
 _SILENCE_MS = 1000.0
-"""With nothing on its way and nothing heard for this long, a query is worth its bytes: it finds out whether an outage
-has ended. Without it a link that was bad once would never be asked again."""
+"""After a loss, with nothing on its way and nothing heard for this long, a query is worth its bytes: it finds out
+whether the outage has ended. Without it a link that was bad once would never be asked again."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class _Carried:
     size_bytes: int
     transit_ms: float  # with the round trip and what it waited for
     gap_ms: float  # since the bytes before arrived
+    lost: bool
 
 
 class LinkEstimator:
@@ -77,13 +78,13 @@ class LinkEstimator:
         if known is None:
             return 0.0
         self._server.append(server_ms)
-        return self._carry(known, now_ms, server_ms)
+        return self._carry(known, now_ms, server_ms, lost=False)
 
     def lost(self, query: int, now_ms: float) -> None:
         """A query that met its deadline: the link carried its bytes in that time at the best."""
         known = self._pending.pop(query, None)
         if known is not None:
-            self._carry(known, now_ms, 0.0)
+            self._carry(known, now_ms, 0.0, lost=True)
 
     def dropped(self, query: int) -> None:
         """A query that failed for another reason than time: it says nothing of the link."""
@@ -96,24 +97,23 @@ class LinkEstimator:
     def predict_ms(self, size_bytes: int, now_ms: float) -> float:
         """Transit of a query sent now: behind what is on its way, and not before an outage under way has ended."""
         if not self._pending:
-            if now_ms - self._heard_ms > _SILENCE_MS:
+            if now_ms - self._heard_ms > _SILENCE_MS and any(carried.lost for carried in self._carried):
                 unheard = self._initial_rtt_ms + size_bytes * 8 / self._initial_bits_per_ms
                 return min(self.transit_ms(size_bytes), unheard)
             return self.transit_ms(size_bytes)
-        free_ms, overdue_ms = self._arrived_ms - self.rtt_ms, None
+        free_ms, oldest_due_ms = self._arrived_ms - self.rtt_ms, None
         for query in self._pending.values():
             free_ms = max(free_ms, query.sent_ms) + query.size_bytes * 8 / self.bits_per_ms
-            if overdue_ms is None:  # the oldest ends every outage
-                overdue_ms = max(now_ms - (free_ms + self.rtt_ms + self.cloud_ms), 0.0)
-                free_ms += overdue_ms
-        return max(free_ms - now_ms, 0.0) + self.transit_ms(size_bytes)
+            oldest_due_ms = oldest_due_ms or free_ms + self.rtt_ms + self.cloud_ms
+        overdue_ms = now_ms - (oldest_due_ms or now_ms)  # an outage lasts as long again as it has lasted
+        return max(free_ms - now_ms, 0.0) + max(overdue_ms, 0.0) + self.transit_ms(size_bytes)
 
-    def _carry(self, query: _OnItsWay, now_ms: float, server_ms: float) -> float:
+    def _carry(self, query: _OnItsWay, now_ms: float, server_ms: float, lost: bool) -> float:
         self._heard_ms = now_ms
         arrived_ms = max(now_ms - server_ms, query.sent_ms + 0.01)
         gap_ms = max(arrived_ms - self._arrived_ms, 0.0)
         self._arrived_ms = max(arrived_ms, self._arrived_ms)
-        self._carried.append(_Carried(query.size_bytes, arrived_ms - query.sent_ms, gap_ms))
+        self._carried.append(_Carried(query.size_bytes, arrived_ms - query.sent_ms, gap_ms, lost))
         self._estimate()
         return arrived_ms - query.sent_ms
 

@@ -25,7 +25,7 @@ class Answer:
         similarity, margin: of the model that answered.
         route: `edge`; `cloud`; `fallback`: the FM was wanted, and the edge's own answer is given.
         reason: why it took that route, see `edgefm.edge.switcher.Decision`; `deadline` or `cloud-error` for a query
-            that was sent in vain.
+            that was sent in vain; `too-large` for an image that no query takes.
         edge_label, edge_margin: the student's own.
         threshold: in force at the decision; None during a cold start; infinite thresholds are written as null too.
         decode_ms, preprocess_ms, student_ms: on the device.

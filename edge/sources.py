@@ -76,7 +76,7 @@ def frames_of(images: Iterable[Image.Image | np.ndarray | bytes]) -> Iterator[Fr
     """
     for number, item in enumerate(images):
         if isinstance(item, np.ndarray):
-            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
+            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or item.size == 0:
                 raise InputError(f"frame {number}: expected (H, W, 3) uint8 RGB, got {item.shape} {item.dtype}")
             item = Image.fromarray(item)
         if not isinstance(item, (bytes, Image.Image)):

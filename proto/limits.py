@@ -21,8 +21,9 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
 ]
-"""For the device's channels. A dead link is noticed within 40 s even with nothing to send."""
+"""For the device's channels. A dead link is noticed within 40 s even with nothing to send, a living one within 5 s."""
 
 SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
