@@ -23,6 +23,7 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 Config = TypeVar("Config")
+SECTIONS = {"cloud", "agent"}
 
 
 def load_config(kind: type[Config], section: str, path: Path | None, flags: dict[str, Any]) -> Config:
@@ -34,7 +35,11 @@ def load_config(kind: type[Config], section: str, path: Path | None, flags: dict
     Raises:
         ConfigError: an unreadable file, an unknown key or a value of the wrong kind, with its name.
     """
-    values = _read(path).get(section, {}) if path else {}
+    sections = _read(path) if path else {}
+    misspelt = sorted(sections.keys() - SECTIONS)
+    if misspelt:
+        raise ConfigError(f"{path} has an unknown section [{misspelt[0]}]; there are {', '.join(sorted(SECTIONS))}")
+    values = sections.get(section, {})
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: [{section}] must be a table")
     for name, value in flags.items():
@@ -44,6 +49,8 @@ def load_config(kind: type[Config], section: str, path: Path | None, flags: dict
         target = values
         for table in tables:
             target = target.setdefault(table, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{path}: [{section}.{table}] must be a table, got {target!r}")
         target[key] = value
     _refuse_unknown(kind, values, section, path)
     try:

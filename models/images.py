@@ -15,6 +15,10 @@ from .errors import ImageError
 MAX_PIXELS = 50_000_000
 """A header that claims more is refused before anything is decompressed (a bomb of 1 kB can claim gigabytes)."""
 
+MAX_ELONGATION = 16
+"""A longer strip is cropped to this ratio of its sides before it is scaled: only its centre is kept anyway, and a PNG of
+1 x 200,000 pixels (1 kB) would grow to gigabytes."""
+
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -32,19 +36,33 @@ def decode_image(data: bytes) -> Image.Image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ImageError(f"the image claims {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # PIL's own, higher limit
+        raise ImageError(f"the image claims too many pixels, at most {MAX_PIXELS:,} are decoded: {error}") from None
     except UnidentifiedImageError:
         raise ImageError(f"not a {', '.join(_FORMATS)} image ({len(data)} bytes)") from None
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError(f"the image is damaged ({len(data)} bytes): {error}") from error
 
 
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion clips at 255 and leaves white
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    image.info.pop("transparency", None)  # RGB has none; PIL warns of what a palette loses
+    return image.convert("RGB")
+
+
 def encode_jpeg(image: Image.Image, quality: int = 90) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def _crop_centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 @dataclass(frozen=True)
@@ -62,13 +80,15 @@ class Preprocess:
             image = image.convert("RGB")
         width, height = image.size
         if (width, height) != (self.size, self.size):
-            # Truncation and rounding are torchvision's, so that a checkpoint sees what it was trained on.
             short = min(width, height)
+            if max(width, height) > MAX_ELONGATION * short:
+                width, height = min(width, MAX_ELONGATION * short), min(height, MAX_ELONGATION * short)
+                image = _crop_centre(image, width, height)
+            # Truncation and rounding are torchvision's, so that a checkpoint sees what it was trained on.
             target = (int(self.size * width / short), int(self.size * height / short))
             image = image.resize(target, _RESAMPLING[self.interpolation])
-            left, top = round((target[0] - self.size) / 2), round((target[1] - self.size) / 2)
             if target != (self.size, self.size):
-                image = image.crop((left, top, left + self.size, top + self.size))
+                image = _crop_centre(image, self.size, self.size)
         # One multiply-add instead of three passes: (x / 255 - mean) / std = x * gain + offset.
         std = np.asarray(self.std, np.float32)
         gain = np.float32(1 / 255) / std

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .cache import write_atomic
 from .errors import LabelError, ModelError
 
 UNKNOWN = "unknown"
@@ -39,7 +40,7 @@ def check_labels(labels: Sequence[str], max_length: int = 200) -> tuple[str, ...
         if label == UNKNOWN:
             raise LabelError(f"{UNKNOWN!r} is what samples of no label are answered with; choose another label")
     if len(set(cleaned)) != len(cleaned):
-        repeated = sorted({label for label in cleaned if cleaned.count(label) > 1})
+        repeated = sorted(label for label, count in Counter(cleaned).items() if count > 1)
         raise LabelError(f"labels given twice: {', '.join(repeated)}")
     return cleaned
 
@@ -136,11 +137,12 @@ class LabelPool:
                     unknown_floor=float(file["unknown_floor"]),
                     warnings=tuple(str(text) for text in file["warnings"]),
                 )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # numpy and zipfile raise OSError, ValueError, KeyError, NotImplementedError, ...
             raise ModelError(f"not a label pool ({len(data)} bytes): {error}") from error
 
     def save(self, path: Path) -> None:
-        path.write_bytes(self.to_bytes())
+        """Replaces the file in one step; raises `StoreError` if the disk refuses."""
+        write_atomic(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: Path) -> LabelPool:

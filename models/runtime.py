@@ -32,7 +32,7 @@ class OnnxModel:
             )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised; fatal ones only
         # Spinning threads would take the cores from the other processes of a small device between two frames.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not path.is_file():
@@ -40,7 +40,7 @@ class OnnxModel:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # onnxruntime raises a family of its own without a public base
-            raise ModelError(f"cannot load {path}: {str(error).splitlines()[0][:300]}") from error
+            raise ModelError(f"cannot load {path}: {_reason(error)}") from error
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
 
@@ -49,4 +49,10 @@ class OnnxModel:
         try:
             return np.asarray(self._session.run([output or self._outputs[0]], {self._input: images})[0])
         except Exception as error:
-            raise ModelError(f"the model failed: {str(error).splitlines()[0][:300]}") from error
+            raise ModelError(f"the model failed: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The end of the first line: onnxruntime puts the C++ signature that failed before what was wrong."""
+    line = str(error).partition("\n")[0]
+    return line if len(line) <= 300 else f"...{line[-300:]}"

@@ -33,10 +33,10 @@ class StudentProfile:
 PROFILES: dict[str, StudentProfile] = {
     profile.name: profile
     for profile in (
-        StudentProfile("lite0-64", "tf_efficientnet_lite0", 64, 1280, 3.37, 34),
-        StudentProfile("lite0-96", "tf_efficientnet_lite0", 96, 1280, 3.37, 73),
-        StudentProfile("lite0-128", "tf_efficientnet_lite0", 128, 1280, 3.37, 129),
-        StudentProfile("lite0-160", "tf_efficientnet_lite0", 160, 1280, 3.37, 201),
+        StudentProfile("lite0-64", "tf_efficientnet_lite0", 64, 1280, 3.37, 31),
+        StudentProfile("lite0-96", "tf_efficientnet_lite0", 96, 1280, 3.37, 71),
+        StudentProfile("lite0-128", "tf_efficientnet_lite0", 128, 1280, 3.37, 125),
+        StudentProfile("lite0-160", "tf_efficientnet_lite0", 160, 1280, 3.37, 196),
     )
 }
 

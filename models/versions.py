@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ModelError
 from .images import Preprocess
@@ -50,6 +51,12 @@ class Calibration(_Frozen):
     agrees: list[bool] = []
     propensities: list[float] = []
 
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Calibration:
+        if not len(self.margins) == len(self.agrees) == len(self.propensities):
+            raise ValueError("margins, agrees and propensities differ in length")
+        return self
+
 
 class StudentManifest(_Frozen):
     """Everything about one immutable student version but its weights."""
@@ -80,17 +87,23 @@ class StudentManifest(_Frozen):
     @classmethod
     def from_json(cls, text: str | bytes) -> StudentManifest:
         """Raises `ModelError` when the text is no manifest or of a newer format."""
+        _refuse_other_format(text)  # first: another format may have other fields
         try:
-            manifest = cls.model_validate_json(text)
+            return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "manifest"
             raise ModelError(f"not a student manifest: {where}: {first['msg']}") from error
-        if manifest.format != MANIFEST_FORMAT:
-            raise ModelError(
-                f"student manifest of format {manifest.format}, this EdgeFM reads {MANIFEST_FORMAT}: upgrade edgefm"
-            )
-        return manifest
+
+
+def _refuse_other_format(manifest: str | bytes) -> None:
+    try:
+        found = json.loads(manifest)
+    except ValueError:
+        return  # no manifest of any format
+    number = found.get("format", MANIFEST_FORMAT) if isinstance(found, dict) else MANIFEST_FORMAT
+    if number != MANIFEST_FORMAT:
+        raise ModelError(f"student manifest of format {number}, this EdgeFM reads {MANIFEST_FORMAT}: upgrade edgefm")
 
 
 def quantise_fp16(weights: np.ndarray) -> np.ndarray:

@@ -1,51 +1,321 @@
+"""The command line: help, settings from file and flags, and exit codes."""
+
 from __future__ import annotations
 
+import json
+import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 
+import click
 import pytest
+import typer.main
+from edgefm.cloud.config import CloudConfig, CustomizationConfig
+from edgefm.deploy.cli import EXIT_CODES, INTERRUPTED, app
 from edgefm.deploy.settings import load_config, parse_labels
-from edgefm.edge.config import AgentConfig
-from edgefm.models.errors import ConfigError
+from edgefm.edge.config import AgentConfig, SwitcherConfig
+from edgefm.models import errors
+from edgefm.models.errors import ConfigError, EdgeFMError
+from edgefm.models.images import encode_jpeg
+
+NOBODY = "127.0.0.1:1"
 
 
-def _edgefm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edgefm.deploy.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def _edgefm(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgefm.deploy.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
 
 
-def test_flags_go_over_the_file_over_the_defaults(tmp_path):
-    path = tmp_path / "edgefm.toml"
-    path.write_text('[agent]\nfps = 5\nenvironment = "yard"\n[agent.switcher]\naudit_share = 0.1\n')
-    config = load_config(AgentConfig, "agent", path, {"fps": 7.0, "switcher.accuracy_target": 0.9, "labels": None})
+# ---- settings
+
+
+@pytest.fixture
+def toml(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "edgefm.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_flags_go_over_the_file_over_the_defaults(toml):
+    path = toml('[agent]\nfps = 5\nenvironment = "yard"\n[agent.switcher]\naudit_share = 0.1\nwindow = 50\n')
+    flags = {"fps": 7.0, "switcher.accuracy_target": 0.9, "switcher.window": 60, "labels": None, "environment": None}
+    config = load_config(AgentConfig, "agent", path, flags)
     assert (config.fps, config.environment, config.deadline_ms) == (7.0, "yard", AgentConfig().deadline_ms)
-    assert (config.switcher.audit_share, config.switcher.accuracy_target) == (0.1, 0.9)
+    switcher = config.switcher
+    assert (switcher.audit_share, switcher.accuracy_target, switcher.window) == (0.1, 0.9, 60)
+    assert switcher.min_evidence == SwitcherConfig().min_evidence
+
+
+def test_without_file_and_flags_the_defaults_hold():
+    assert load_config(AgentConfig, "agent", None, {"fps": None}) == AgentConfig()
+    assert load_config(CloudConfig, "cloud", None, {}) == CloudConfig()
+
+
+def test_flags_that_are_zero_or_empty_count(toml):
+    path = toml("[agent]\nfps = 5\nlabels = ['cat']\n[agent.switcher]\naudit_share = 0.5\n")
+    config = load_config(AgentConfig, "agent", path, {"fps": 0.0, "switcher.audit_share": 0.0, "labels": ()})
+    assert (config.fps, config.switcher.audit_share, config.labels) == (0.0, 0.0, ())
+
+
+def test_one_file_serves_cloud_and_agent(toml):
+    path = toml(
+        '[cloud]\ndata_dir = "/srv/edgefm"\nlabels = ["cat", "猫"]\n[cloud.customization]\nfirst_at = 50\n'
+        '[agent]\nupload = "never"\n'
+    )
+    cloud, agent = (
+        load_config(kind, name, path, {}) for kind, name in ((CloudConfig, "cloud"), (AgentConfig, "agent"))
+    )
+    assert cloud.data_dir == Path("/srv/edgefm") and cloud.labels == ("cat", "猫")
+    assert cloud.customization == CustomizationConfig(first_at=50)
+    assert agent == AgentConfig(upload="never")
 
 
 @pytest.mark.parametrize(
-    "text", ["[agent]\nfsp = 5\n", '[agent]\nfps = "fast"\n', "[agent\n", "[agent.switcher]\naudit_share = 2\n"]
+    ("text", "message"),
+    [
+        ("[agent]\nfsp = 5\n", r"edgefm\.toml: \[agent\] has no setting 'fsp'; there are .*fps"),
+        ("[agent.switcher]\nfoo = 5\n", r"\[agent\.switcher\] has no setting 'foo'; there are accuracy_target"),
+        ("[agent]\naccuracy_target = 0.9\n", r"\[agent\] has no setting 'accuracy_target'"),
+        ('[agent]\nfps = "fast"\n', r"agent\.fps: .*valid number.* \(got 'fast'\)"),
+        ('[agent]\nupload = "all"\n', r"agent\.upload: .*'never' or 'uncertain'.* \(got 'all'\)"),
+        ('[agent.switcher]\nobjective = "speed"\n', r"agent\.switcher\.objective: .*'accuracy_target' or"),
+        ("[agent]\nswitcher = 5\n", r"agent\.switcher: .*\(got 5\)"),
+        ("[agent.switcher]\naudit_share = 2\n", r"audit_share is a share in \[0, 1\], got 2"),
+        ("[agent]\ndeadline_ms = 0\n", "deadline_ms .* must be positive"),
+        ("agent = 5\n", r"\[agent\] must be a table"),
+        ("[agent\n", r"edgefm\.toml is not valid TOML"),
+    ],
 )
-def test_wrong_settings_are_named(tmp_path, text):
-    path = tmp_path / "edgefm.toml"
-    path.write_text(text)
-    with pytest.raises(ConfigError):
-        load_config(AgentConfig, "agent", path, {})
+def test_wrong_settings_are_named(toml, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(AgentConfig, "agent", toml(text), {})
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "latin.toml").write_bytes(b'[agent]\nenvironment = "caf\xe9"\n')
+    for path, message in (
+        (tmp_path / "none.toml", r"none\.toml: No such file"),
+        (tmp_path, "cannot read the settings"),
+        (tmp_path / "latin.toml", r"latin\.toml is not valid TOML"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(AgentConfig, "agent", path, {})
 
 
 def test_labels_come_from_text_or_file(tmp_path):
-    (tmp_path / "labels").write_text("cat\n\ncup of coffee\n")
-    assert parse_labels("cat, cup of coffee") == parse_labels(f"@{tmp_path / 'labels'}") == ("cat", "cup of coffee")
+    (tmp_path / "labels").write_text("cat\n\n cup of coffee \n猫\n", encoding="utf-8")
+    assert parse_labels("cat, cup of coffee,,猫,") == parse_labels(f"@{tmp_path / 'labels'}")
+    assert parse_labels("cat, cup of coffee") == ("cat", "cup of coffee")
+    assert parse_labels(None) is None and parse_labels("") == ()
+    with pytest.raises(ConfigError, match=r"cannot read the labels from .*none"):
+        parse_labels(f"@{tmp_path / 'none'}")
 
 
-def test_errors_are_one_line_with_a_code_of_their_own(tmp_path):
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    for code, arguments in (
-        (4, ["agent", str(tmp_path / "nowhere")]),
-        (4, ["agent", str(empty)]),
-        (2, ["agent", str(empty), "--config", str(tmp_path / "none.toml")]),
-        (7, ["labels", "list", "--cloud", "127.0.0.1:1"]),
+# ---- help
+
+
+def _commands(command: click.Command, path: str = "edgefm") -> Iterator[tuple[str, click.Command]]:
+    yield path, command
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from _commands(sub, f"{path} {name}")
+
+
+COMMANDS = dict(_commands(typer.main.get_command(app)))
+
+
+def test_the_commands_are_these():
+    assert {name for name, command in COMMANDS.items() if not hasattr(command, "commands")} == {
+        f"edgefm {name}"
+        for name in ("cloud", "agent", "demo", "rollback", "labels list", "labels add", "labels remove")
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_flag_is_explained(name):
+    command = COMMANDS[name]
+    assert command.help and command.help.strip().endswith(".")
+    for parameter in command.params:
+        if not getattr(parameter, "hidden", False) and parameter.name != "help":
+            assert getattr(parameter, "help", None), f"{name}: {parameter.name} has no help"
+
+
+NESTED = {"objective", "accuracy_target", "latency_bound_ms", "audit_share"}
+FLAG_NAMES = {"fm": "foundation_model"}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("edgefm cloud", CloudConfig), ("edgefm agent", AgentConfig)])
+def test_the_defaults_that_help_shows_are_the_defaults(name, kind):
+    def defaults(config: type) -> dict[str, object]:
+        return {
+            field.name: field.default if field.default is not MISSING else field.default_factory()
+            for field in fields(config)
+        }
+
+    known = defaults(kind) | (defaults(SwitcherConfig) if kind is AgentConfig else {})
+    checked = 0
+    for parameter in COMMANDS[name].params:
+        shown = re.search(r"\[([^\[\]]+)\]$", getattr(parameter, "help", None) or "")
+        field = FLAG_NAMES.get(parameter.name or "", parameter.name or "")
+        if shown and field in known and "'" not in shown[1]:
+            default = known[field]
+            assert not is_dataclass(default)
+            assert shown[1] == (f"{default:g}" if isinstance(default, float) else str(default)), field
+            checked += 1
+    assert checked >= 5
+
+
+def test_help_is_printed():
+    for arguments in (["--help"], ["agent", "--help"], ["labels", "--help"], []):
+        done = _edgefm(*arguments)
+        assert "Usage:" in done.stdout + done.stderr, arguments
+        assert done.returncode == (0 if arguments else 2)
+    top = _edgefm("--help").stdout
+    assert "Exit codes:" in top
+    for word in ("cloud", "agent", "labels", "demo", "rollback"):
+        assert re.search(rf"^\s+{word}\s+\w", top, re.MULTILINE), word
+
+
+def test_version_is_printed():
+    done = _edgefm("--version")
+    assert done.returncode == 0 and re.fullmatch(r"edgefm \d+\.\d+\.\d+\S*\n", done.stdout)
+
+
+# ---- exit codes
+
+
+def _kinds(kind: type[EdgeFMError]) -> Iterator[type[EdgeFMError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _kinds(below)
+
+
+def test_every_error_has_the_code_that_help_promises():
+    def code(kind: type[EdgeFMError]) -> int:
+        return next(number for parent, number in EXIT_CODES if issubclass(kind, parent))
+
+    families = {"ConfigError": 2, "MissingExtraError": 3, "InputError": 4, "ModelError": 5, "StoreError": 6}
+    families |= {"CloudError": 7, "EdgeFMError": 1}
+    for kind in _kinds(EdgeFMError):
+        if kind.__module__ == errors.__name__:
+            (family,) = [parent.__name__ for parent in kind.__mro__ if parent.__name__ in families][:1]
+            assert code(kind) == families[family], kind
+    promised = {int(number) for number in re.findall(r"\b(\d+) [a-z]", app.info.epilog or "")}
+    assert {number for _, number in EXIT_CODES} | {0, INTERRUPTED} <= promised
+
+
+@pytest.fixture
+def image(tmp_path, make_picture) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(encode_jpeg(make_picture(0)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "says"),
+    [
+        (4, ["agent", "nowhere"], "nowhere"),
+        (4, ["agent", "empty"], "empty"),
+        (2, ["agent", "images", "--config", "none.toml"], "none.toml"),
+        (2, ["agent", "images", "--audit-share", "2"], "audit_share"),
+        (2, ["agent", "images", "--objective", "speed"], "speed"),
+        (2, ["agent", "images", "--labels", "@none"], "none"),
+        (6, ["agent", "images", "-o", "images/a.jpg/answers"], "images/a.jpg/answers"),
+        (7, ["agent", "images", "--cloud", NOBODY, "-c", "fast.toml"], NOBODY),
+        (7, ["labels", "list", "--cloud", NOBODY], "cloud"),
+        (7, ["rollback", "yard", "--cloud", NOBODY], "cloud"),
+        (2, ["cloud", "--port", "0", "--fm", "clip"], "'clip'"),
+        (2, ["cloud", "--port", "0", "--config", "cloud.toml"], "max_bach"),
+        (5, ["cloud", "--port", "0", "--fm", "openclip:ViT-B-32//none.pt"], "/none.pt"),
+        (4, ["demo", "--data", "nowhere"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_errors_are_one_line_with_a_code_of_their_own(tmp_path, image, code, arguments, says):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "fast.toml").write_text("[agent]\nconnect_timeout_s = 0.3\n")
+    (tmp_path / "cloud.toml").write_text("[cloud]\nmax_bach = 3\n")
+    ended = _edgefm(*arguments, cwd=tmp_path)
+    assert ended.returncode == code, ended
+    assert ended.stderr.startswith("edgefm: ") and ended.stderr.count("\n") == 1 and says in ended.stderr, ended
+    assert ended.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["agent"], ["agent", "x", "--fpps", "3"], ["agent", "x", "--fps", "fast"], ["clod"], ["labels", "add"]],
+)
+def test_a_wrong_command_line_is_a_wrong_setting(arguments):
+    ended = _edgefm(*arguments)
+    assert ended.returncode == 2 and "Usage:" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_ctrl_c_has_its_code_and_no_traceback(tmp_path, image):
+    (tmp_path / "slow.toml").write_text("[agent]\nconnect_timeout_s = 60\n")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a cloud that never answers
+        port = silent.getsockname()[1]
+        command = [sys.executable, "-m", "edgefm.deploy.cli", "agent", "images", "-c", "slow.toml"]
+        command += ["--cloud", f"127.0.0.1:{port}"]
+        with subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            silent.settimeout(60)
+            silent.accept()[0].close()  # the agent is up and asks
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+    assert process.returncode == INTERRUPTED and "Traceback" not in err, (process.returncode, out, err)
+
+
+# ---- a real cloud, a real agent
+
+
+def test_labels_and_an_agent_from_the_command_line(start_cloud, tmp_path, image, make_picture):
+    cloud = start_cloud("--labels", "tabby cat, dog", "--student", "lite0-64")
+    for seed in range(1, 4):
+        (image / f"{seed}.jpg").write_bytes(encode_jpeg(make_picture(seed)))
+
+    def labels(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return _edgefm("labels", *arguments, "--cloud", cloud.target)
+
+    assert labels("list").stdout.splitlines() == ["tabby cat", "dog"]
+    config = tmp_path / "agent.toml"
+    config.write_text(f'[agent]\ncloud = "{cloud.target}"\nenvironment = "nowhere"\nfps = 50\n')
+    ran = _edgefm("agent", image, "-c", config, "-e", "yard", "--limit", "3", "-o", "out/answers.jsonl", cwd=tmp_path)
+    assert ran.returncode == 0, ran
+    assert json.loads(ran.stdout)["frames"] == 3
+    answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 3 and {answer["environment"] for answer in answers} == {"yard"}  # the flag over the file
+
+    added = labels("add", "owl", "quantum entanglement", "-e", "yard")
+    assert added.returncode == 0 and added.stdout.startswith("4 labels, pool ")
+    assert added.stderr.startswith("warning: 'quantum entanglement' is out of") and added.stderr.count("\n") == 1
+    assert labels("list", "-e", "yard").stdout.splitlines() == ["tabby cat", "dog", "owl", "quantum entanglement"]
+    assert labels("list").stdout.splitlines() == ["tabby cat", "dog"]
+    for code, arguments, says in (
+        (4, ["add", "owl", "-e", "yard"], "owl"),
+        (4, ["remove", "fox", "-e", "yard"], "fox"),
+        (4, ["add", " ", "-e", "yard"], "non-empty"),
     ):
-        ended = _edgefm(*arguments)
-        assert ended.returncode == code, ended
-        assert ended.stderr.startswith("edgefm: ") and ended.stderr.count("\n") == 1
+        refused = labels(*arguments)
+        assert refused.returncode == code and says in refused.stderr and refused.stderr.startswith("edgefm: "), refused
+    assert labels("remove", "dog", "-e", "yard").stdout.startswith("3 labels, pool ")
+    back = _edgefm("rollback", "yard", "--cloud", cloud.target)
+    assert back.returncode == 4 and back.stderr.startswith("edgefm: "), back  # version 0 has no parent
+
+
+@pytest.mark.parametrize("text", ["[agnt]\nfps = 5\n", "[agent]\nswitcher = 5\n"])
+def test_misspelt_sections_and_tables_are_named(tmp_path, text):
+    path = tmp_path / "edgefm.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="agnt|switcher"):
+        load_config(AgentConfig, "agent", path, {"switcher.accuracy_target": 0.9})

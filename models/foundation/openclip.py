@@ -1,8 +1,9 @@
-"""open_clip as a foundation model: CLIP, SigLIP and the like, from the hub or from a checkpoint on disk."""
+"""open_clip as a foundation model: CLIP and the like, from the hub or from a checkpoint on disk."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,14 +47,19 @@ class OpenClip:
             ).eval()
             self._tokenizer = open_clip.get_tokenizer(architecture)
         except Exception as error:
-            raise ModelError(
-                f"cannot load {self.name}: {error}; a hub tag needs network, "
-                f"a path must be a checkpoint of {architecture}"
-            ) from error
+            reason = textwrap.shorten(str(error), 300, placeholder=" ...")  # torch lists every tensor on its own line
+            advice = (
+                f"the file must be a checkpoint of {architecture}"
+                if Path(pretrained).is_file()
+                else "weights and tokenizers of the hub need network once"
+            )
+            raise ModelError(f"cannot load {self.name}: {reason}; {advice}") from error
         config = open_clip.get_model_preprocess_cfg(self._model)
         size = config["size"]
         self.input_size = size if isinstance(size, int) else size[0]
-        if config["resize_mode"] != "shortest" or config["interpolation"] not in ("bicubic", "bilinear"):
+        square = isinstance(size, int) or size[0] == size[1]
+        usual = config["resize_mode"] == "shortest" and config["interpolation"] in ("bicubic", "bilinear")
+        if not (square and usual):  # SigLIP, for one, squashes its images
             raise ModelError(f"{self.name} wants a preprocessing that is not supported: {config}")
         self._preprocess = Preprocess(
             self.input_size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"]
@@ -62,10 +68,8 @@ class OpenClip:
 
     @classmethod
     def from_uri(cls, rest: str) -> OpenClip:
-        head, json_suffix, tail = rest.partition(".json")
-        architecture, _, pretrained = (
-            (head + json_suffix, "", tail.removeprefix("/")) if json_suffix else rest.partition("/")
-        )
+        config, of_config, checkpoint = rest.partition(".json/")
+        architecture, _, pretrained = (config + ".json", "", checkpoint) if of_config else rest.partition("/")
         if not architecture or not pretrained:
             raise ConfigError(f"openclip:{rest}: use openclip:ARCHITECTURE/TAG or openclip:ARCHITECTURE//PATH")
         looks_like_path = "/" in pretrained or Path(pretrained).suffix in (".safetensors", ".pt", ".bin")

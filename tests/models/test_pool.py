@@ -1,8 +1,13 @@
+"""Recognition on a label pool, and the pool as a file."""
+
 from __future__ import annotations
+
+import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from edgefm.models.errors import LabelError, ModelError
+from edgefm.models.errors import LabelError, ModelError, StoreError
 from edgefm.models.pool import UNKNOWN, LabelPool, check_labels, normalise
 
 
@@ -11,9 +16,34 @@ def _pool(floor: float = -1.0, count: int = 3) -> LabelPool:
 
 
 def test_ranks_labels_with_margin():
-    found = _pool().recognise(normalise(np.array([[0.1, 0.9, 0.3, 0.0]])), top_k=2)
-    assert found.indices.tolist() == [[1, 2]]
-    assert found.margins[0] == pytest.approx(found.similarities[0, 0] - found.similarities[0, 1])
+    found = _pool().recognise(normalise(np.array([[0.1, 0.9, 0.3, 0.0], [0.5, 0.2, 0.1, 0.0]])), top_k=2)
+    assert found.indices.tolist() == [[1, 2], [0, 1]]
+    assert np.allclose(found.similarities[0], np.array([0.9, 0.3]) / np.sqrt(0.91))
+    assert np.allclose(found.margins, found.similarities[:, 0] - found.similarities[:, 1])
+    assert not found.unknown.any()
+
+
+def test_the_margin_does_not_depend_on_how_many_labels_come_back():
+    sample = normalise(np.array([[0.1, 0.9, 0.3, 0.0]]))
+    one, many = _pool().recognise(sample, top_k=1), _pool().recognise(sample, top_k=99)
+    assert one.indices.tolist() == [[1]] and many.indices.tolist() == [[1, 2, 0]]
+    assert one.margins[0] == many.margins[0] > 0
+
+
+def test_ranks_as_a_plain_sort_does():
+    rng = np.random.default_rng(0)
+    pool = LabelPool(tuple(f"label {i}" for i in range(50)), normalise(rng.normal(size=(50, 16))), "fm")
+    samples = normalise(rng.normal(size=(40, 16)))
+    found = pool.recognise(samples, top_k=5)
+    for sample, indices, similarities in zip(samples, found.indices, found.similarities, strict=True):
+        ranked = sorted(range(50), key=lambda i, s=sample: -float(s @ pool.embeddings[i]))[:5]
+        assert indices.tolist() == ranked
+        assert np.allclose(similarities, pool.embeddings[ranked] @ sample, atol=1e-6)
+
+
+def test_equally_near_labels_have_no_margin_and_the_first_wins():
+    found = _pool().recognise(normalise(np.array([[0.0, 1.0, 1.0, 0.0]])), top_k=1)
+    assert found.indices.tolist() == [[1]] and found.margins[0] == 0
 
 
 def test_unknown_below_the_floor_only():
@@ -22,29 +52,144 @@ def test_unknown_below_the_floor_only():
     assert pool.answers(found) == [UNKNOWN, "dog"]
 
 
+def test_without_a_floor_the_nearest_label_is_always_given():
+    pool = _pool(floor=-1.0)
+    assert pool.answers(pool.recognise(-np.ones((1, 4), np.float32) / 2)) == ["cat"]
+
+
 def test_a_pool_of_one_measures_its_margin_from_the_floor():
     found = _pool(floor=0.2, count=1).recognise(np.eye(4, dtype=np.float32)[:1])
     assert found.margins[0] == pytest.approx(0.8)
+    assert found.indices.shape == (1, 1)
+
+
+def test_a_version_is_the_hash_of_the_content():
+    pool = _pool(0.1)
+    turned = pool.embeddings.copy()
+    turned[0] = turned[0, ::-1]
+    others = [
+        replace(pool, labels=("cat", "dog", "fox")),
+        replace(pool, labels=("dog", "cat", "owl")),
+        replace(pool, embeddings=turned),
+        replace(pool, foundation_model="another"),
+        replace(pool, unknown_floor=0.2),
+        _pool(0.1, count=2),
+    ]
+    assert len({pool.version, *(other.version for other in others)}) == 7
+    assert _pool(0.1).version == pool.version == "511eb48296cde687"  # on every machine and in every release
 
 
 def test_saved_pool_is_equal_and_equal_pools_have_equal_bytes(tmp_path):
-    pool = _pool(0.1)
-    pool.save(tmp_path / "pool.npz")
-    loaded = LabelPool.load(tmp_path / "pool.npz")
-    assert loaded.version == pool.version and loaded.labels == pool.labels
-    assert loaded.to_bytes() == pool.to_bytes()
-    assert _pool(0.2).version != pool.version
+    pool = replace(_pool(0.1), labels=("cat", "chien éveillé", "猫頭鷹"), warnings=("'猫頭鷹' is out of reach",))
+    path = tmp_path / "a" / "pool.npz"
+    pool.save(path)
+    loaded = LabelPool.load(path)
+    assert (loaded.labels, loaded.warnings, loaded.foundation_model, loaded.unknown_floor, loaded.version) == (
+        pool.labels,
+        pool.warnings,
+        pool.foundation_model,
+        pool.unknown_floor,
+        pool.version,
+    )
+    assert np.array_equal(loaded.embeddings, pool.embeddings) and loaded.embeddings.dtype == np.float32
+    loaded.save(tmp_path / "again.npz")
+    assert path.read_bytes() == (tmp_path / "again.npz").read_bytes() == pool.to_bytes()
 
 
-@pytest.mark.parametrize("cut", [0, 10, 400])
-def test_a_damaged_pool_is_refused(tmp_path, cut):
-    path = tmp_path / "pool.npz"
-    path.write_bytes(_pool().to_bytes()[:cut])
-    with pytest.raises(ModelError, match=r"pool\.npz"):
-        LabelPool.load(path)
+def test_a_pool_that_cannot_be_saved_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot write"):
+        _pool().save(tmp_path / "file" / "pool.npz")
 
 
-@pytest.mark.parametrize("labels", [[""], ["a", " a "], [UNKNOWN], ["x" * 201], ["a\0b"]])
-def test_unusable_labels_are_refused(labels):
-    with pytest.raises(LabelError):
+def test_a_missing_pool_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"none\.npz: No such file"):
+        LabelPool.load(tmp_path / "none.npz")
+
+
+def test_a_truncated_pool_is_refused_wherever_it_ends(tmp_path):
+    path, data = tmp_path / "pool.npz", _pool().to_bytes()
+    for cut in range(0, len(data), 13):
+        path.write_bytes(data[:cut])
+        with pytest.raises(ModelError, match=r"pool\.npz: not a label pool"):
+            LabelPool.load(path)
+
+
+def test_a_damaged_byte_is_refused_or_changes_nothing():
+    data = _pool(0.1).to_bytes()
+    refused = 0
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x41
+        try:
+            assert LabelPool.from_bytes(bytes(damaged)).to_bytes() == data
+        except ModelError:
+            refused += 1
+    assert refused > len(data) / 2
+
+
+def _npz(**replaced: np.ndarray | None) -> bytes:
+    with np.load(io.BytesIO(_pool().to_bytes())) as file:
+        arrays = {**file, **replaced}
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
+    return buffer.getvalue()
+
+
+def _npy() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.eye(3))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK\x05\x06" + bytes(18),
+        _npy(),
+        _npz(unknown_floor=None),
+        _npz(embeddings=np.eye(2)),
+        _npz(embeddings=np.zeros(3)),
+        _npz(labels=np.array([], dtype=np.str_), embeddings=np.zeros((0, 4))),
+        _npz(labels=np.array(["a", "b", None], dtype=object)),
+    ],
+    ids=["empty", "empty-zip", "npy", "a-field-less", "fewer-embeddings", "flat", "no-label", "pickled"],
+)
+def test_other_files_are_no_pools(data):
+    with pytest.raises(ModelError, match="not a label pool"):
+        LabelPool.from_bytes(data)
+
+
+def test_a_pool_needs_labels_and_an_embedding_for_each():
+    with pytest.raises(LabelError, match="at least one"):
+        LabelPool((), np.zeros((0, 4), np.float32), "fm")
+    with pytest.raises(ModelError, match="3 labels, but embeddings of shape"):
+        LabelPool(("a", "b", "c"), np.eye(2, dtype=np.float32), "fm")
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ([""], "non-empty"),
+        (["cat", "  \t"], "non-empty"),
+        (["a\0b"], "printable"),
+        (["a\x1b[31mb"], "printable"),
+        (["cat", "dog", " cat "], "given twice: cat"),
+        (["red  fox", "red fox"], "given twice: red fox"),
+        ([UNKNOWN], "choose another"),
+        (["x" * 201], "at most 200 characters, got 201"),
+    ],
+)
+def test_unusable_labels_are_refused(labels, why):
+    with pytest.raises(LabelError, match=why):
         check_labels(labels)
+
+
+def test_labels_are_tidied():
+    assert check_labels([" cup  of\ncoffee ", "Éclair", "x" * 200]) == ("cup of coffee", "Éclair", "x" * 200)
+
+
+def test_normalise_leaves_zero_at_zero():
+    rows = normalise(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    assert np.allclose(rows, [[0.6, 0.8], [0, 0]]) and rows.dtype == np.float32

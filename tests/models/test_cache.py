@@ -1,0 +1,98 @@
+"""Atomic writes and files made once."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from edgefm.models.cache import cache_dir, cached_file, write_atomic
+from edgefm.models.errors import StoreError
+
+
+def test_writes_and_replaces_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    for content in (b"first", b"", b"third" * 100_000):
+        write_atomic(path, content)
+        assert path.read_bytes() == content
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_a_failure_leaves_the_target_and_no_litter(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "inside").write_text("kept")
+    with pytest.raises(StoreError, match=r"cannot write .*target: .*; free space or choose another folder"):
+        write_atomic(target, b"data")  # a folder cannot be replaced by a file: the last step fails
+    assert (target / "inside").read_text() == "kept"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_full_disk_leaves_the_target_and_no_litter(tmp_path):
+    """A limit on file size fails the write half-way, as a full disk does."""
+    import resource
+    import signal
+
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="File too large"):
+            write_atomic(path, b"new" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_a_file_is_an_error_of_the_store(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(StoreError, match="cannot write"):
+        write_atomic(tmp_path / "file" / "below", b"data")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_reader_sees_one_whole_version_or_another(tmp_path):
+    path, stop = tmp_path / "file", threading.Event()
+    whole = {bytes([n]) * 50_000 for n in range(4)}
+    write_atomic(path, min(whole))
+
+    def write(content: bytes) -> None:
+        while not stop.is_set():
+            write_atomic(path, content)
+
+    writers = [threading.Thread(target=write, args=(content,)) for content in whole]
+    for writer in writers:
+        writer.start()
+    try:
+        seen = {path.read_bytes() for _ in range(300)}
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert seen <= whole
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_cached_file_is_made_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEFM_CACHE", str(tmp_path / "cache"))
+    made = []
+
+    def make() -> bytes:
+        made.append(1)
+        return b"slow to make"
+
+    assert cached_file("thing", make) == cached_file("thing", make) == tmp_path / "cache" / "thing"
+    assert (tmp_path / "cache" / "thing").read_bytes() == b"slow to make" and len(made) == 1
+    assert cached_file("another", make).name == "another" and len(made) == 2
+
+
+def test_where_the_cache_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("EDGEFM_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / "edgefm"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir() == Path.home() / ".cache" / "edgefm"
+    monkeypatch.setenv("EDGEFM_CACHE", "here")
+    assert cache_dir() == Path("here")
