@@ -317,5 +317,5 @@ def test_labels_and_an_agent_from_the_command_line(start_cloud, tmp_path, image,
 def test_misspelt_sections_and_tables_are_named(tmp_path, text):
     path = tmp_path / "edgefm.toml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="agnt|switcher"):
+    with pytest.raises(ConfigError, match=r"agnt|switcher"):
         load_config(AgentConfig, "agent", path, {"switcher.accuracy_target": 0.9})
