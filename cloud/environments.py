@@ -88,6 +88,11 @@ class Environments:
     def samples_labelled(self, environment: str) -> int:
         return self._counts.get(environment, 0)
 
+    @property
+    def busy(self) -> bool:
+        """A student is learning now."""
+        return bool(self._runs)
+
     # ---- changes
 
     async def register(self, environment: str, labels: Sequence[str], profile_name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: `edgefm cloud | agent | labels | rollback | demo`."""
+"""The command line: `edgefm cloud | agent | labels | rollback | bench | demo`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ app = typer.Typer(
 )
 labels_app = typer.Typer(no_args_is_help=True, help="List, add and remove the labels of an environment, while it runs.")
 app.add_typer(labels_app, name="labels")
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements that take minutes.")
+app.add_typer(bench_app, name="bench")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; flags go over it.")]
 CloudAddress = Annotated[str | None, typer.Option("--cloud", help="host:port of the cloud. [127.0.0.1:50061]")]
@@ -224,6 +226,25 @@ def rollback(
 
     with Operator(cloud) as operator:
         typer.echo(f"{environment} runs student version {operator.rollback(environment, to)}")
+
+
+@bench_app.command("students")
+def bench_students(
+    data: Annotated[Path, typer.Option(help="Folder or tar laid out train/<label>/, val/<label>/.")],
+    samples: Annotated[int, typer.Option(help="Samples that the FM labels.")] = 1600,
+    seed: Annotated[int, typer.Option(help="Which samples those are.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+) -> None:
+    """Every student: milliseconds a frame, accuracy before and after customization, seconds to publish."""
+    try:
+        from rich.console import Console
+
+        from . import bench
+    except ImportError as error:
+        raise MissingExtraError(f"this needs more packages ({error.name}): pip install 'edgefm[demo]'") from error
+    result = bench.bench_students(data, samples, seed, Console())
+    if json_file is not None:
+        bench.save(result, json_file)
 
 
 @app.command()

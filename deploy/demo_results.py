@@ -142,6 +142,8 @@ def _curve(
     name: str, registry: Registry, scores: Mapping[int, StudentScores], thresholds: Mapping[int, float]
 ) -> list[list[float]]:
     """[samples labelled by the FM that the version learned from, edge share on the scoring images]."""
+    if not thresholds:
+        return [[0, 0.0]]  # never past the cold start: everything went to the cloud
     return [
         [registry.manifest(name, number).samples, scores[number].edge_share(threshold)]
         for number, threshold in sorted(thresholds.items())
