@@ -89,6 +89,11 @@ class Environments:
         return self._counts.get(environment, 0)
 
     @property
+    def has_base(self) -> bool:
+        """New environments start from some labels."""
+        return BASE in self._pools
+
+    @property
     def busy(self) -> bool:
         """A student is learning now."""
         return bool(self._runs)

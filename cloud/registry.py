@@ -130,7 +130,9 @@ class Registry:
         try:
             return self.manifest(environment, int(path.read_text()))
         except (OSError, ValueError) as error:
-            raise ModelError(f"{environment} has no current version ({path}): {error}") from error
+            raise ModelError(
+                f"{environment} has no current version: {error}; write one of {self.versions(environment)} into {path}"
+            ) from error
 
     def rollback(self, environment: str, version: int | None = None) -> StudentManifest:
         """Makes an earlier version current: the given one, or the parent of the current."""

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from ..models.cache import write_atomic
 from ..models.errors import ConfigError
 from ..models.foundation import load_foundation_model
+from ..models.students import student_profile
 from ..proto.limits import SERVER_OPTIONS
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
@@ -32,7 +33,7 @@ class CloudServer:
     """The cloud FM service in this process and event loop.
 
     Raises (from `start`):
-        ConfigError: the address cannot be bound.
+        ConfigError: the address cannot be bound, or there is no such FM or student.
         ModelError, StoreError: the FM, the store or the registry cannot be opened.
     """
 
@@ -42,6 +43,7 @@ class CloudServer:
 
     async def start(self) -> None:
         config = self._config
+        student_profile(config.student)  # a misspelt default is an error now, not when the first device comes
         model = await asyncio.get_running_loop().run_in_executor(None, load_foundation_model, config.foundation_model)
         self.environments = Environments(model, config)
         await self.environments.start()

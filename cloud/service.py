@@ -209,6 +209,8 @@ class EdgeFMService(rpc.EdgeFMServicer):
 
     async def ListLabels(self, request: pb.ListLabelsRequest, context: Context) -> pb.LabelPool:  # noqa: N802
         try:
+            if not request.environment and not self._environments.has_base:
+                return pb.LabelPool()
             return _pool_message(request.environment, self._environments.pool(request.environment or BASE)[0])
         except InputError as error:
             await _abort(context, error)

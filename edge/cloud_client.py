@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import grpc
 from pydantic import ValidationError
 
-from ..models.errors import CloudError, DeadlineError, ModelError
+from ..models.errors import CloudError, DeadlineError, InputError, ModelError
 from ..models.versions import BlobRef, StudentManifest
 from ..proto.limits import CHANNEL_OPTIONS, PROTOCOL_VERSION
 from ..proto.v1 import edgefm_pb2 as pb
@@ -175,7 +175,7 @@ class CloudClient:
     # ---- everything else
 
     def register(self, labels: Sequence[str], student_profile: str, timeout_s: float) -> Registration:
-        """Introduces the device. Raises `CloudError`."""
+        """Introduces the device. Raises `CloudError`, or `InputError` when the cloud refuses a name, label or profile."""
         request = pb.RegisterRequest(
             protocol=PROTOCOL_VERSION,
             device_id=self._device_id,
@@ -186,6 +186,8 @@ class CloudClient:
         try:
             response = self._stub.Register(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.INVALID_ARGUMENT:
+                raise InputError(f"registration: {error.details()}") from error
             raise translate(error, "registration") from error
         return Registration(
             StudentManifest.from_json(response.student.manifest_json),

@@ -107,7 +107,7 @@ class LocalState:
             return None
         try:
             return StudentManifest.from_json(student.read_bytes()), BlobRef.model_validate_json(pool.read_bytes())
-        except (OSError, ValidationError) as error:
+        except (OSError, ValidationError, ModelError) as error:
             raise ModelError(
                 f"the state in {self._environment} is damaged: {error}; remove it to start afresh"
             ) from error

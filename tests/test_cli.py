@@ -135,7 +135,16 @@ COMMANDS = dict(_commands(typer.main.get_command(app)))
 def test_the_commands_are_these():
     assert {name for name, command in COMMANDS.items() if not hasattr(command, "commands")} == {
         f"edgefm {name}"
-        for name in ("cloud", "agent", "demo", "rollback", "labels list", "labels add", "labels remove")
+        for name in (
+            "cloud",
+            "agent",
+            "demo",
+            "rollback",
+            "labels list",
+            "labels add",
+            "labels remove",
+            "bench students",
+        )
     }
 
 

@@ -42,9 +42,11 @@ class OpenClip:
             raise ConfigError(f"open_clip has no architecture {architecture!r}; see open_clip.list_models()")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self._model = open_clip.create_model(
-                architecture, pretrained=None if pretrained == "random" else pretrained, device=self._device
-            ).eval()
+            with torch.random.fork_rng():
+                torch.manual_seed(0)  # "random" is the same model each time: a restarted cloud must fit its pools
+                self._model = open_clip.create_model(
+                    architecture, pretrained=None if pretrained == "random" else pretrained, device=self._device
+                ).eval()
             self._tokenizer = open_clip.get_tokenizer(architecture)
         except Exception as error:
             reason = textwrap.shorten(str(error), 300, placeholder=" ...")  # torch lists every tensor on its own line

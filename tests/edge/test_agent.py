@@ -281,7 +281,7 @@ def test_without_a_cloud_it_starts_from_what_ran_last(cloud, configure, frames, 
 
 
 def test_a_refusal_says_what_the_cloud_minds(configure):
-    with pytest.raises(CloudError, match="unknown student 'lite9'"):
+    with pytest.raises(InputError, match="unknown student 'lite9'"):
         Agent(configure("refused", student="lite9"))
     assert not any(thread.name in ("query-deadlines", "updater") for thread in threading.enumerate())
 

@@ -33,7 +33,7 @@ def reference(config) -> open_clip.CLIP:
     """The model as open_clip itself builds it; its weights are what the checkpoints hold."""
     open_clip.add_model_config(config)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(7)  # not the seed of `random`
         model = open_clip.create_model(config.stem).eval()
     assert isinstance(model, open_clip.CLIP)
     return model
@@ -101,12 +101,14 @@ def test_a_path_may_hold_the_word_json(config, checkpoint, tmp_path):
         load_foundation_model(f"openclip:ViT-B-32/{copy}")  # found, and of another architecture
 
 
-def test_a_random_model_is_of_the_same_shape_and_other_weights(config, checkpoint, make_picture):
+def test_a_random_model_is_the_same_each_time_and_not_the_trained_one(config, checkpoint, make_picture):
     random = load_foundation_model(f"openclip:{config}/random")
     trained = load_foundation_model(f"openclip:{config}/{checkpoint}")
     assert random.dim == trained.dim and random.name == f"openclip:{config}/random" != trained.name
     pictures = [make_picture(seed) for seed in range(2)]
     assert np.abs(random.embed_images(pictures) - trained.embed_images(pictures)).max() > 0.01
+    again = load_foundation_model(f"openclip:{config}/random")
+    assert np.array_equal(again.embed_images(pictures), random.embed_images(pictures))
 
 
 def test_embeddings_are_normalised_and_alone_equals_in_a_batch(config, checkpoint, make_picture):
