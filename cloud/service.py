@@ -230,6 +230,18 @@ class EdgeFMService(rpc.EdgeFMServicer):
         change = self._environments.rollback(request.environment, version)
         return _student_message(await self._translated(change, context))
 
+    async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportResponse:  # noqa: N802
+        for refusal in request.refusals:
+            log.warning(
+                "event=refused_by_device device=%r environment=%r what=%s kind=%s reason=%r",
+                request.device_id,
+                request.environment,
+                refusal.student_version if refusal.WhichOneof("what") == "student_version" else refusal.pool_version,
+                pb.Refusal.Kind.Name(refusal.kind),
+                refusal.reason,
+            )
+        return pb.ReportResponse()
+
     async def _translated(self, work: Awaitable[T], context: Context) -> T:
         try:
             return await work

@@ -203,6 +203,10 @@ class RecognizeRequest(_message.Message):
     KEEP_FIELD_NUMBER: _builtins.int
     PROPENSITY_FIELD_NUMBER: _builtins.int
     DEVICE_ID_FIELD_NUMBER: _builtins.int
+    EDGE_LABEL_FIELD_NUMBER: _builtins.int
+    EDGE_MARGIN_FIELD_NUMBER: _builtins.int
+    STUDENT_VERSION_FIELD_NUMBER: _builtins.int
+    EDGE_POOL_VERSION_FIELD_NUMBER: _builtins.int
     query_id: _builtins.int
     """chosen by the device, unique within the stream; says nothing about the content"""
     environment: _builtins.str
@@ -219,6 +223,11 @@ class RecognizeRequest(_message.Message):
     for an audit. Agreement is estimated with its inverse.
     """
     device_id: _builtins.str
+    edge_label: _builtins.str
+    """What the student said of the sample, for the agreement of student and FM in the cloud. Empty label: it said nothing."""
+    edge_margin: _builtins.float
+    student_version: _builtins.int
+    edge_pool_version: _builtins.str
     def __init__(
         self,
         *,
@@ -230,10 +239,14 @@ class RecognizeRequest(_message.Message):
         keep: _builtins.bool = ...,
         propensity: _builtins.float = ...,
         device_id: _builtins.str = ...,
+        edge_label: _builtins.str = ...,
+        edge_margin: _builtins.float = ...,
+        student_version: _builtins.int = ...,
+        edge_pool_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "device_id", b"device_id", "environment", b"environment", "image", b"image", "keep", b"keep", "propensity", b"propensity", "query_id", b"query_id", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "device_id", b"device_id", "edge_label", b"edge_label", "edge_margin", b"edge_margin", "edge_pool_version", b"edge_pool_version", "environment", b"environment", "image", b"image", "keep", b"keep", "propensity", b"propensity", "query_id", b"query_id", "student_version", b"student_version", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -334,6 +347,10 @@ class QueryError(_message.Message):
         CODE_DEADLINE: QueryError._Code.ValueType  # 2
         CODE_UNKNOWN_ENVIRONMENT: QueryError._Code.ValueType  # 3
         CODE_INTERNAL: QueryError._Code.ValueType  # 4
+        CODE_OVERLOADED: QueryError._Code.ValueType  # 5
+        """not computed, the queue is full; ask again after `retry_after_ms`"""
+        CODE_INVALID_REQUEST: QueryError._Code.ValueType  # 6
+        """wrong in itself, e.g. an impossible propensity"""
 
     class Code(_Code, metaclass=_CodeEnumTypeWrapper): ...
     CODE_UNSPECIFIED: QueryError.Code.ValueType  # 0
@@ -341,20 +358,27 @@ class QueryError(_message.Message):
     CODE_DEADLINE: QueryError.Code.ValueType  # 2
     CODE_UNKNOWN_ENVIRONMENT: QueryError.Code.ValueType  # 3
     CODE_INTERNAL: QueryError.Code.ValueType  # 4
+    CODE_OVERLOADED: QueryError.Code.ValueType  # 5
+    """not computed, the queue is full; ask again after `retry_after_ms`"""
+    CODE_INVALID_REQUEST: QueryError.Code.ValueType  # 6
+    """wrong in itself, e.g. an impossible propensity"""
 
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     code: Global___QueryError.Code.ValueType
     message: _builtins.str
+    retry_after_ms: _builtins.int
     def __init__(
         self,
         *,
         code: Global___QueryError.Code.ValueType = ...,
         message: _builtins.str = ...,
+        retry_after_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -671,3 +695,109 @@ class RollbackRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
 
 Global___RollbackRequest: _TypeAlias = RollbackRequest  # noqa: Y015
+
+@_typing.final
+class ReportRequest(_message.Message):
+    """---- reports --------------------------------------------------------------------------------------------------"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    environment: _builtins.str
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]: ...
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        environment: _builtins.str = ...,
+        refusals: _abc.Iterable[Global___Refusal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "environment", b"environment", "refusals", b"refusals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportRequest: _TypeAlias = ReportRequest  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """A version that a device did not take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Refusal._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Refusal._Kind.ValueType  # 0
+        KIND_DAMAGED: Refusal._Kind.ValueType  # 1
+        """what came is not what was promised, or it cannot be loaded"""
+        KIND_SLOW: Refusal._Kind.ValueType  # 2
+        """slower on this device than its profile allows"""
+        KIND_WORSE: Refusal._Kind.ValueType  # 3
+        """agrees less with the FM on this device's recent samples"""
+        KIND_FAILED: Refusal._Kind.ValueType  # 4
+        """it failed while it ran"""
+        KIND_ROLLED_BACK: Refusal._Kind.ValueType  # 5
+        """the device's operator went back"""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Refusal.Kind.ValueType  # 0
+    KIND_DAMAGED: Refusal.Kind.ValueType  # 1
+    """what came is not what was promised, or it cannot be loaded"""
+    KIND_SLOW: Refusal.Kind.ValueType  # 2
+    """slower on this device than its profile allows"""
+    KIND_WORSE: Refusal.Kind.ValueType  # 3
+    """agrees less with the FM on this device's recent samples"""
+    KIND_FAILED: Refusal.Kind.ValueType  # 4
+    """it failed while it ran"""
+    KIND_ROLLED_BACK: Refusal.Kind.ValueType  # 5
+    """the device's operator went back"""
+
+    STUDENT_VERSION_FIELD_NUMBER: _builtins.int
+    POOL_VERSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    student_version: _builtins.int
+    pool_version: _builtins.str
+    kind: Global___Refusal.Kind.ValueType
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        student_version: _builtins.int = ...,
+        pool_version: _builtins.str = ...,
+        kind: Global___Refusal.Kind.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool_version", b"pool_version", "student_version", b"student_version", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "pool_version", b"pool_version", "reason", b"reason", "student_version", b"student_version", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["student_version", "pool_version"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class ReportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015

@@ -79,6 +79,11 @@ class EdgeFMStub:
                 request_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.StudentVersion.FromString,
                 _registered_method=True)
+        self.Report = channel.unary_unary(
+                '/edgefm.v1.EdgeFM/Report',
+                request_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportRequest.SerializeToString,
+                response_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportResponse.FromString,
+                _registered_method=True)
 
 
 class EdgeFMServicer:
@@ -102,6 +107,7 @@ class EdgeFMServicer:
 
     def Upload(self, request_iterator, context):
         """Hands over samples for later labelling; every sample that the store holds afterwards is acknowledged by its id.
+        RESOURCE_EXHAUSTED: the queue is full; the trailing metadata `grpc-retry-pushback-ms` says when to come again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,6 +149,13 @@ class EdgeFMServicer:
 
     def Rollback(self, request, context):
         """Makes an earlier student version current again; devices learn of it through Watch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Report(self, request, context):
+        """A device tells of versions that it refused to run, so that an operator sees it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +208,11 @@ def add_EdgeFMServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.RollbackRequest.FromString,
                     response_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.StudentVersion.SerializeToString,
+            ),
+            'Report': grpc.unary_unary_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportRequest.FromString,
+                    response_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -440,6 +458,33 @@ class EdgeFM:
             '/edgefm.v1.EdgeFM/Rollback',
             edgefm_dot_proto_dot_v1_dot_edgefm__pb2.RollbackRequest.SerializeToString,
             edgefm_dot_proto_dot_v1_dot_edgefm__pb2.StudentVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefm.v1.EdgeFM/Report',
+            edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportRequest.SerializeToString,
+            edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,7 +45,9 @@ class EdgeFMStub:
     A bad sample gets its own `error`; the stream goes on.
     """
     Upload: _grpc.StreamUnaryMultiCallable[_edgefm_pb2.UploadRequest, _edgefm_pb2.UploadResponse]
-    """Hands over samples for later labelling; every sample that the store holds afterwards is acknowledged by its id."""
+    """Hands over samples for later labelling; every sample that the store holds afterwards is acknowledged by its id.
+    RESOURCE_EXHAUSTED: the queue is full; the trailing metadata `grpc-retry-pushback-ms` says when to come again.
+    """
     Watch: _grpc.UnaryStreamMultiCallable[_edgefm_pb2.WatchRequest, _edgefm_pb2.WatchEvent]
     """The current student and pool at once, then every change of either."""
     Fetch: _grpc.UnaryStreamMultiCallable[_edgefm_pb2.FetchRequest, _edgefm_pb2.FetchChunk]
@@ -57,6 +59,8 @@ class EdgeFMStub:
     """NOT_FOUND: a label is not in the pool. Nothing is removed then."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_edgefm_pb2.RollbackRequest, _edgefm_pb2.StudentVersion]
     """Makes an earlier student version current again; devices learn of it through Watch."""
+    Report: _grpc.UnaryUnaryMultiCallable[_edgefm_pb2.ReportRequest, _edgefm_pb2.ReportResponse]
+    """A device tells of versions that it refused to run, so that an operator sees it."""
 
 @_typing.type_check_only
 class EdgeFMAsyncStub(EdgeFMStub):
@@ -70,7 +74,9 @@ class EdgeFMAsyncStub(EdgeFMStub):
     A bad sample gets its own `error`; the stream goes on.
     """
     Upload: _aio.StreamUnaryMultiCallable[_edgefm_pb2.UploadRequest, _edgefm_pb2.UploadResponse]  # type: ignore[assignment]
-    """Hands over samples for later labelling; every sample that the store holds afterwards is acknowledged by its id."""
+    """Hands over samples for later labelling; every sample that the store holds afterwards is acknowledged by its id.
+    RESOURCE_EXHAUSTED: the queue is full; the trailing metadata `grpc-retry-pushback-ms` says when to come again.
+    """
     Watch: _aio.UnaryStreamMultiCallable[_edgefm_pb2.WatchRequest, _edgefm_pb2.WatchEvent]  # type: ignore[assignment]
     """The current student and pool at once, then every change of either."""
     Fetch: _aio.UnaryStreamMultiCallable[_edgefm_pb2.FetchRequest, _edgefm_pb2.FetchChunk]  # type: ignore[assignment]
@@ -82,6 +88,8 @@ class EdgeFMAsyncStub(EdgeFMStub):
     """NOT_FOUND: a label is not in the pool. Nothing is removed then."""
     Rollback: _aio.UnaryUnaryMultiCallable[_edgefm_pb2.RollbackRequest, _edgefm_pb2.StudentVersion]  # type: ignore[assignment]
     """Makes an earlier student version current again; devices learn of it through Watch."""
+    Report: _aio.UnaryUnaryMultiCallable[_edgefm_pb2.ReportRequest, _edgefm_pb2.ReportResponse]  # type: ignore[assignment]
+    """A device tells of versions that it refused to run, so that an operator sees it."""
 
 class EdgeFMServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -110,7 +118,9 @@ class EdgeFMServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_edgefm_pb2.UploadRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_edgefm_pb2.UploadResponse, _abc.Awaitable[_edgefm_pb2.UploadResponse]]:
-        """Hands over samples for later labelling; every sample that the store holds afterwards is acknowledged by its id."""
+        """Hands over samples for later labelling; every sample that the store holds afterwards is acknowledged by its id.
+        RESOURCE_EXHAUSTED: the queue is full; the trailing metadata `grpc-retry-pushback-ms` says when to come again.
+        """
 
     @_abc_1.abstractmethod
     def Watch(
@@ -158,5 +168,13 @@ class EdgeFMServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_edgefm_pb2.StudentVersion, _abc.Awaitable[_edgefm_pb2.StudentVersion]]:
         """Makes an earlier student version current again; devices learn of it through Watch."""
+
+    @_abc_1.abstractmethod
+    def Report(
+        self,
+        request: _edgefm_pb2.ReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edgefm_pb2.ReportResponse, _abc.Awaitable[_edgefm_pb2.ReportResponse]]:
+        """A device tells of versions that it refused to run, so that an operator sees it."""
 
 def add_EdgeFMServicer_to_server(servicer: EdgeFMServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
