@@ -19,20 +19,27 @@ class CustomizationConfig:
         held_out: share of the samples, chosen by their hash, that no version ever trains on: the gate and the
             calibration use them.
         prior_samples: weight of version 0 against the samples, in samples of average feature energy.
+        tail_from: samples from which on the tail of the backbone is trained too; below, the head alone.
+        tail_samples: samples that train the tail, at most: the newest half of them, and of the older ones as many at
+            random, so that an environment that returns is not forgotten.
+        views: of each sample that trains the tail: the sample itself, and others as its camera might have taken it.
+        epochs: passes over them.
+        learning_rate: of the tail (AdamW).
         lambda_mse: weight of the MSE term beside the contrastive one.
-        tau: temperature of the contrastive term.
-        epochs: passes of the contrastive refinement; 0 leaves it out.
-        learning_rate: of the contrastive refinement (Adam).
+        softness: temperature of the contrastive term, as a multiple of the FM's.
     """
 
     first_at: int = 100
     growth: float = 2.0
     held_out: float = 0.2
     prior_samples: float = 1500.0
-    lambda_mse: float = 10.0
-    tau: float = 0.1
-    epochs: int = 8
-    learning_rate: float = 3e-5
+    tail_from: int = 400
+    tail_samples: int = 3000
+    views: int = 4
+    epochs: int = 4
+    learning_rate: float = 3e-4
+    lambda_mse: float = 5.0
+    softness: float = 1.5
     seed: int = 0
     threads: int = 0
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..models.errors import ConfigError, EdgeFMError, InputError, LabelError, LabelExistsError, LabelMissingError
 from ..models.foundation import FoundationModel, build_pool
 from ..models.pool import LabelPool, check_labels
-from ..models.student_graph import HEAD_FILE, student_files, version0_head
+from ..models.student_graph import HEAD_FILE, VERSION0_TEMPERATURE, student_files, version0_head
 from ..models.students import student_profile
 from ..models.versions import BlobRef, Calibration, StudentManifest
 from .config import CloudConfig
@@ -235,6 +235,7 @@ class Environments:
             profile=profile.name,
             preprocess=profile.preprocess,
             embedding_dim=self.model.dim,
+            temperature=VERSION0_TEMPERATURE * self.model.temperature,
             foundation_model=self.model.name,
             pool_version=pool_version,
             samples=0,
@@ -265,17 +266,18 @@ class Environments:
     async def _customize(self, environment: str) -> None:
         started = asyncio.get_running_loop().time()
         try:
-            outcome, head, parent = await customize(
+            outcome, files, parent = await customize(
                 self.registry, self._store_path, environment, self._config.customization
             )
             async with self._change:
-                published = await self._in_thread(self._publish, environment, outcome, head, parent)
+                published = await self._in_thread(self._publish, environment, outcome, files, parent)
         except EdgeFMError as error:
             log.error("event=customization_failed environment=%s reason=%s", environment, error)
             return
         seconds = asyncio.get_running_loop().time() - started
         log.info(
-            "event=customized environment=%s accepted=%s version=%s samples=%d agreement=%.4f parent=%.4f method=%s "
+            "event=customized environment=%s accepted=%s version=%s samples=%d agreement=%.4f parent=%.4f quality=%.4f "
+            "parent_quality=%.4f method=%s "
             "seconds=%.1f",
             environment,
             outcome.accepted,
@@ -283,6 +285,8 @@ class Environments:
             outcome.samples,
             outcome.agreement,
             outcome.parent_agreement,
+            outcome.quality,
+            outcome.parent_quality,
             outcome.method,
             seconds,
         )
@@ -291,7 +295,7 @@ class Environments:
             self._notify(environment)
 
     def _publish(
-        self, environment: str, outcome: Outcome, head: bytes, parent: StudentManifest
+        self, environment: str, outcome: Outcome, weights: dict[str, bytes], parent: StudentManifest
     ) -> StudentManifest | None:
         if not outcome.accepted or self.registry.current(environment).version != parent.version:
             return None  # refused by the gate, or rolled back while it learned
@@ -302,12 +306,17 @@ class Environments:
                 "samples": outcome.samples,
                 "agreement": outcome.agreement,
                 "parent_agreement": outcome.parent_agreement,
+                "temperature": outcome.temperature,
                 "method": outcome.method,
                 "calibration": outcome.calibration,
                 "created_at": _now(),
             }
         )
-        return self.registry.publish(successor, {HEAD_FILE: head})
+        if outcome.files == (HEAD_FILE,):  # the head was fitted to the pretrained tail, which the parent may not have
+            pretrained = {ref.name: ref for ref in self.registry.manifest(environment, 0).files}
+            files = [pretrained[ref.name] for ref in parent.files]
+            successor = successor.model_copy(update={"files": files})
+        return self.registry.publish(successor, weights)
 
 
 def _now() -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from ..models.errors import EdgeFMError
-from ..models.student_graph import HEAD_FILE
 from ..models.versions import StudentManifest
 from .config import CustomizationConfig
 from .customize import RESULT_FILE, Job, Outcome
@@ -26,11 +25,11 @@ class CustomizationError(EdgeFMError):
 
 async def customize(
     registry: Registry, store: Path, environment: str, config: CustomizationConfig
-) -> tuple[Outcome, bytes, StudentManifest]:
+) -> tuple[Outcome, dict[str, bytes], StudentManifest]:
     """Runs one customization in a child process.
 
     Returns:
-        The outcome, the new head's file, and the manifest of the version that was running when the run began.
+        The outcome, the new weight files by name, and the manifest of the version that was running when the run began.
 
     Raises:
         CustomizationError: the child failed.
@@ -50,7 +49,7 @@ async def customize(
         job.save(root / "job.json")
         await _run_child(root / "job.json")
         outcome = TypeAdapter(Outcome).validate_json((output / RESULT_FILE).read_bytes())
-        return outcome, (output / HEAD_FILE).read_bytes(), running
+        return outcome, {name: (output / name).read_bytes() for name in outcome.files}, running
 
 
 async def _run_child(job: Path) -> None:

@@ -17,8 +17,9 @@ class SwitcherConfig:
     """How the switcher decides (EdgeFM, section 5; design: Switching).
 
     Attributes:
-        objective: `accuracy_target` takes the smallest cloud use whose estimated agreement with the FM reaches
-            `accuracy_target`; `latency_bound` the largest threshold whose predicted mean latency keeps `latency_bound_ms`.
+        objective: `accuracy_target` takes the smallest cloud use whose estimated graded agreement with the FM
+            (`edgefm.models.confidence`) reaches `accuracy_target`: 0.99 lets the answers be one point less accurate than
+            the FM's; `latency_bound` the largest threshold whose predicted mean latency keeps `latency_bound_ms`.
         audit_share: share of the samples the edge would answer that go to the FM all the same, at random.
         window: margins and pieces of evidence remembered.
         min_evidence: with fewer, agreement counts as not estimable and samples go to the cloud; a new version's
@@ -28,7 +29,7 @@ class SwitcherConfig:
     """
 
     objective: Objective = "accuracy_target"
-    accuracy_target: float = 0.96
+    accuracy_target: float = 0.99
     latency_bound_ms: float = 200.0
     audit_share: float = 0.02
     window: int = 1000

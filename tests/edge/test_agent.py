@@ -209,7 +209,7 @@ def test_a_calibration_made_with_another_pool_is_no_evidence(cloud, configure, u
     with Agent(configure("calibrated")) as agent:
         pool = agent._running.pool.version
     manifest = cloud.registry.current("calibrated")
-    calibration = Calibration(margins=[0.1] * 300, agrees=[True] * 300, propensities=[1.0] * 300)
+    calibration = Calibration(margins=[0.1] * 300, agreements=[True] * 300, propensities=[1.0] * 300)
     learned = cloud.registry.publish(manifest.model_copy(update={"parent": 0, "calibration": calibration}), {})
     with Operator(cloud.target) as operator:
         operator.rollback("calibrated", learned.version)

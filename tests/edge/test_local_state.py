@@ -41,6 +41,7 @@ def manifest_of(version: int, *refs: BlobRef) -> StudentManifest:
         parent=None,
         profile="lite0-64",
         preprocess=Preprocess(64),
+        temperature=0.05,
         embedding_dim=8,
         foundation_model="test",
         pool_version="0" * 16,
@@ -48,7 +49,7 @@ def manifest_of(version: int, *refs: BlobRef) -> StudentManifest:
         agreement=None,
         parent_agreement=None,
         method="test",
-        calibration=Calibration(margins=[0.25], agrees=[True], propensities=[0.02]),
+        calibration=Calibration(margins=[0.25], agreements=[True], propensities=[0.02]),
         files=list(refs),
         created_at="2026-01-01T00:00:00+00:00",
     )
