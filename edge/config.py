@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..models.checks import require_finite
 from ..models.errors import ConfigError
 from ..proto.limits import DEFAULT_PORT
 
@@ -38,6 +39,7 @@ class SwitcherConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 0 < self.accuracy_target <= 1:
             raise ConfigError(f"accuracy_target is a share in (0, 1], got {self.accuracy_target}")
         if not 0 <= self.audit_share <= 1:
@@ -84,6 +86,7 @@ class AgentConfig:
     switcher: SwitcherConfig = field(default_factory=SwitcherConfig)
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if self.deadline_ms <= 0 or self.connect_timeout_s <= 0:
             raise ConfigError("deadline_ms and connect_timeout_s must be positive")
         if self.fps < 0 or self.max_pending < 1 or self.upload_queue < 1:
