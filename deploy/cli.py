@@ -111,12 +111,30 @@ def cloud(
     asyncio.run(serve(load_config(CloudConfig, "cloud", config, flags)))
 
 
+def _schema(wanted: bool) -> None:
+    if wanted:
+        import json
+
+        from ..edge.records import answer_schema
+
+        typer.echo(json.dumps(answer_schema(), indent=2))
+        raise typer.Exit
+
+
 @app.command()
 def agent(
-    source: Annotated[Path, typer.Argument(help="Folder or tar archive of images.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="One JSON record an answer is appended here.")] = Path(
-        "answers.jsonl"
-    ),
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder or tar of images, list of paths (.txt), video file, camera:NUMBER, rtsp://... ."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="One JSON record an answer is appended here. ['answers.jsonl' or --mqtt]"),
+    ] = None,
+    mqtt: Annotated[
+        str | None,
+        typer.Option(help="And published here: mqtt://HOST:PORT/TOPIC, mqtts:// for TLS; see deploy/docs/answers.md."),
+    ] = None,
     config: ConfigFile = None,
     cloud: CloudAddress = None,
     environment: Annotated[
@@ -137,16 +155,24 @@ def agent(
     ] = None,
     prefix: Annotated[str, typer.Option(help="Take only names that begin with this, e.g. train/.")] = "",
     shuffle_seed: Annotated[int | None, typer.Option(help="Order by content hash instead of by name.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Of a video file: take every so many frames.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
+    schema: Annotated[
+        bool,
+        typer.Option("--schema", help="Print the JSON Schema of a record and exit.", is_eager=True, callback=_schema),
+    ] = False,
 ) -> None:
     """Runs a device: answers every image of SOURCE, on the edge or by the cloud, and prints a summary."""
     import itertools
     import json
+    from contextlib import ExitStack, closing
 
     from ..edge.agent import Agent
     from ..edge.config import AgentConfig
-    from ..edge.records import JsonLines
+    from ..edge.records import Sink
+    from ..edge.sinks import JsonLines, Mqtt, fan_out
     from ..edge.sources import open_source
+    from ..edge.video import LiveVideo
 
     flags = {
         "cloud": cloud,
@@ -164,14 +190,20 @@ def agent(
         "switcher.audit_share": audit_share,
     }
     settings = load_config(AgentConfig, "agent", config, flags)
-    frames = itertools.islice(open_source(source, prefix, shuffle_seed), limit)
-    first = next(frames, None)  # an empty or missing source is an error before anything is contacted
-    sink = JsonLines(output)
-    with Agent(settings) as running:
-        if first is not None:
-            running.run(itertools.chain([first], frames), sink)
-    sink.close()
-    typer.echo(json.dumps(running.summary.as_dict()))
+    with ExitStack() as opened:
+        # An empty or missing source is an error before anything is contacted.
+        frames = opened.enter_context(closing(open_source(source, prefix, shuffle_seed, stride)))
+        broker = opened.enter_context(closing(Mqtt(mqtt))) if mqtt else None
+        sinks: list[Sink] = [broker] if broker else []
+        if output or not broker:
+            sinks.append(opened.enter_context(closing(JsonLines(output or Path("answers.jsonl")))))
+        running = opened.enter_context(Agent(settings))
+        running.run(itertools.islice(frames, limit), fan_out(*sinks))
+    summary = running.summary.as_dict()
+    for counted in (frames, broker):
+        if isinstance(counted, (LiveVideo, Mqtt)):
+            summary |= counted.counts()
+    typer.echo(json.dumps(summary))
 
 
 @labels_app.command("list")

@@ -63,7 +63,7 @@ def test_the_wheel_s_base_dependencies_are_a_device_s(wheel):
     names = {line.split(";")[0].split(">")[0].split("=")[0].strip() for line in needed}
     assert {"numpy", "onnxruntime", "pillow", "grpcio", "protobuf"} <= names
     assert not names & {"torch", "torchvision", "timm", "open-clip-torch", "transformers", "onnx"}
-    assert {"cloud", "demo", "tensorrt", "dev"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"cloud", "demo", "video", "mqtt", "tensorrt", "dev"} <= set(metadata.get_all("Provides-Extra", []))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ import edgefm.edge as package
 found = [module.name for module in pkgutil.walk_packages(package.__path__, "edgefm.edge.")]
 for name in (*found, "edgefm.deploy.cli", "edgefm.deploy.settings"):
     importlib.import_module(name)
-for name in ("torch", "torchvision", "timm", "open_clip", "transformers", "onnx"):
+for name in ("torch", "torchvision", "timm", "open_clip", "transformers", "onnx", "cv2", "paho"):
     assert name not in sys.modules and importlib.util.find_spec(name) is None, name
 print(package.__file__, *found)
 """
