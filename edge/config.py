@@ -60,7 +60,9 @@ class AgentConfig:
         labels: first labels of the environment, if the cloud does not know it yet.
         device_id: distinguishes devices of one environment.
         state_dir: holds the last good student and pool, and partial downloads.
-        student: profile asked for when the environment is new; empty takes the cloud's default.
+        student: profile asked for when the environment is new; empty takes the cloud's default; `auto` the most
+            accurate one that fits `device_profile` (and then `threads` is the profile's too).
+        device_profile: JSON file of this device, see `edgefm.models.device_profile`.
         deadline_ms: a cloud query's one deadline; past it the edge's own answer is given.
         connect_timeout_s: how long registration may take before the agent starts from its state_dir.
         fps: frames taken from the source per second; 0 takes them as fast as they are answered.
@@ -76,6 +78,7 @@ class AgentConfig:
     device_id: str = "device"
     state_dir: Path = Path("edgefm-agent")
     student: str = ""
+    device_profile: Path | None = None
     deadline_ms: float = 1000.0
     connect_timeout_s: float = 10.0
     fps: float = 0.0

@@ -158,6 +158,9 @@ def test_the_commands_are_these():
             "labels add",
             "labels remove",
             "bench students",
+            "students export",
+            "profile",
+            "select",
         )
     }
 
@@ -251,6 +254,11 @@ def image(tmp_path, make_picture) -> Path:
         (2, ["agent", "images", "--mqtt", "mqtt://host"], "the topic is missing"),
         (2, ["agent", "images", "--fps", "nan"], "fps must be a finite number, got nan"),
         (2, ["agent", "images", "--stride", "2"], "stride"),
+        (2, ["agent", "images", "--student", "auto"], "edgefm profile"),
+        (2, ["select", "none.json"], "none.json"),
+        (2, ["profile", "images", "--frame-size", "640"], "WIDTHxHEIGHT"),
+        (2, ["profile", "images", "--latency-ms", "0"], "latency_ms"),
+        (4, ["profile", "images"], "edgefm students export"),
         (4, ["agent", "empty"], "empty"),
         (2, ["agent", "images", "--config", "none.toml"], "none.toml"),
         (2, ["agent", "images", "--audit-share", "2"], "audit_share"),
@@ -336,6 +344,24 @@ def test_labels_and_an_agent_from_the_command_line(start_cloud, make_broker, tmp
     ran = _edgefm("agent", image, "-c", config, "-e", "yard", "--limit", "2", *mqtt, cwd=tmp_path)
     assert json.loads(ran.stdout)["mqtt_published"] == 2, ran
     assert not (tmp_path / "answers.jsonl").exists()  # no file unless one is asked for
+
+    costs = {"threads": 1, "preprocess_ms": 1, "session_p50_ms": 2, "session_p95_ms": 3, "peak_rss_mb": 150}
+    costs |= {"student": "lite0-96"}
+    (tmp_path / "device.json").write_text(json.dumps({"source": "by hand", "device": "x", "students": [costs]}))
+    shown = _edgefm("select", tmp_path / "device.json", "--latency-ms", "4")
+    assert shown.returncode == 0 and "taken" in shown.stdout, shown
+    refused = _edgefm("select", tmp_path / "device.json", "--latency-ms", "3.9")
+    assert refused.returncode == 2 and "no student fits 3.9 ms a frame" in refused.stderr, refused
+    auto = ["--student", "auto", "--device-profile", "device.json", "--state-dir", "auto", "-e", "auto"]
+    ran = _edgefm("agent", image, "-c", config, *auto, "--limit", "1", cwd=tmp_path)
+    assert ran.returncode == 0, ran
+    manifest = json.loads((tmp_path / "auto" / "environments" / "auto" / "student.json").read_text())
+    assert manifest["profile"] == "lite0-96"  # the cloud's default is another
+    state = [tmp_path / "auto", "--threads", "1", "--runs", "20", "--frame-size", "64x64", "-o", "measured.json"]
+    measured = _edgefm("profile", *state, cwd=tmp_path)
+    assert measured.returncode == 0 and "taken: the" in measured.stdout, measured
+    found = json.loads((tmp_path / "measured.json").read_text())
+    assert [cost["student"] for cost in found["students"]] == ["lite0-96"]
 
     added = labels("add", "owl", "quantum entanglement", "-e", "yard")
     assert added.returncode == 0 and added.stdout.startswith("4 labels, pool ")
