@@ -300,7 +300,7 @@ def profile(
     measured = profile_device(students, device, limits, options, console)
     measured.save(output)
     console.print(explain(measured, select_student(measured, limits)))
-    console.print(f"Written to {output}; 'edgefm agent --student auto --device-profile {output}' runs the one taken.")
+    typer.echo(f"Written to {output}; 'edgefm agent --student auto --device-profile {output}' runs the one taken.")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..edge.config import AgentConfig
-from ..edge.machine import describe_machine, thermal_state
+from ..edge.machine import describe_machine, machine_state
 from ..edge.profiler import ProfileOptions, find_students, profile_students
 from ..models.device_profile import DeviceProfile, Limits
 from ..models.errors import ConfigError
@@ -21,6 +21,8 @@ from ..models.students import PROFILES, measured_accuracy
 
 AUTO = "auto"
 NO_LIMITS = Limits()
+_MUCH_OTHER_WORK = 0.5
+"""Busy processes for each core."""
 
 
 def profile_device(
@@ -32,18 +34,23 @@ def profile_device(
         InputError: no student there. ModelError: one cannot be loaded or run.
     """
     found = find_students(students)
-    before = thermal_state()
+    before = machine_state()
     with console.status("Measuring ...") as status:
         costs = profile_students(found, options, lambda what: status.update(f"Measuring {what} ..."))
     machine = describe_machine()
+    if (before["busy"] or 0.0) > _MUCH_OTHER_WORK * machine["cores"]:
+        console.print(
+            f"warning: before the measurement {before['busy']:g} processes wanted this machine's {machine['cores']} cores; "
+            "the figures are higher than an idle device's"
+        )
     measuring = {"frame_size": list(options.frame_size), "runs": options.runs, "batch": 1}
-    thermal = {"thermal_before": before, "thermal_after": thermal_state()}
+    state = {"before": before, "after": machine_state()}
     return DeviceProfile(
         source=f"edgefm profile, {date.today().isoformat()}",
         device=device or machine["board"] or machine["processor"],
         students=costs,
         limits=limits,
-        machine={**machine, **measuring, **thermal},
+        machine={**machine, **measuring, **state},
     )
 
 

@@ -32,9 +32,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def thermal_state() -> dict[str, float | None]:
-    """`temperature_c`: the warmest sensor. `clock_share`: the slowest core's clock as a share of its highest; much below
-    1 under load, the device is throttled. None where the system does not tell (virtual machines)."""
+def machine_state() -> dict[str, float | None]:
+    """What may spoil a measurement now; None where the system does not tell, as virtual machines do not.
+
+    `temperature_c`: the warmest sensor. `clock_share`: the slowest core's clock as a share of its highest; much below 1
+    under load, the device is throttled. `busy`: processes that wanted a core, mean of the last minute.
+    """
     temperatures = [_number(path / "temp") for path in Path("/sys/class/thermal").glob("thermal_zone*")]
     degrees = [milli / 1e3 for milli in temperatures if milli is not None]
     shares = []
@@ -42,7 +45,11 @@ def thermal_state() -> dict[str, float | None]:
         now, highest = _number(folder / "scaling_cur_freq"), _number(folder / "cpuinfo_max_freq")
         if now and highest:
             shares.append(round(now / highest, 3))
-    return {"temperature_c": max(degrees, default=None), "clock_share": min(shares, default=None)}
+    return {
+        "temperature_c": max(degrees, default=None),
+        "clock_share": min(shares, default=None),
+        "busy": round(os.getloadavg()[0], 2),
+    }
 
 
 def peak_rss_mb() -> float | None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from edgefm.edge.machine import describe_machine, thermal_state, usable_cores
+from edgefm.edge.machine import describe_machine, machine_state, usable_cores
 
 
 def test_the_machine_is_described():
@@ -14,8 +14,8 @@ def test_the_machine_is_described():
     assert machine["processor"] and machine["cores"] == usable_cores() <= (os.cpu_count() or 1)
     assert machine["memory_mb"] > 500 and "CPUExecutionProvider" in machine["providers"]
     assert set(machine["versions"]) == {"edgefm", "onnxruntime", "numpy", "pillow"}
-    state = thermal_state()
-    assert set(state) == {"temperature_c", "clock_share"}
+    state = machine_state()
+    assert set(state) == {"temperature_c", "clock_share", "busy"}
     assert state["temperature_c"] is None or -40 < state["temperature_c"] < 130
     assert state["clock_share"] is None or 0 < state["clock_share"] < 2
 
