@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..models.checks import require_finite
 from ..models.students import DEFAULT_STUDENT
 from ..proto.limits import DEFAULT_PORT
 
@@ -43,6 +44,9 @@ class CustomizationConfig:
     seed: int = 0
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        require_finite(self)
+
 
 @dataclass(frozen=True)
 class CloudConfig:
@@ -70,3 +74,6 @@ class CloudConfig:
     max_batch: int = 16
     max_delay_ms: float = 5.0
     customization: CustomizationConfig = field(default_factory=CustomizationConfig)
+
+    def __post_init__(self) -> None:
+        require_finite(self)

@@ -1,4 +1,4 @@
-"""The command line: `edgefm cloud | agent | labels | rollback | bench | demo`."""
+"""The command line: `edgefm cloud | agent | profile | select | students | labels | rollback | bench | demo`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from ..models.errors import (
     ModelError,
     StoreError,
 )
-from .settings import load_config, parse_labels
+from ..models.students import PROFILES
+from .settings import load_config, parse_labels, parse_size
 
 EXIT_CODES: tuple[tuple[type[EdgeFMError], int], ...] = (
     (ConfigError, 2),
@@ -48,11 +49,17 @@ app = typer.Typer(
 )
 labels_app = typer.Typer(no_args_is_help=True, help="List, add and remove the labels of an environment, while it runs.")
 app.add_typer(labels_app, name="labels")
+students_app = typer.Typer(no_args_is_help=True, help="The students' files.")
+app.add_typer(students_app, name="students")
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements that take minutes.")
 app.add_typer(bench_app, name="bench")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; flags go over it.")]
 CloudAddress = Annotated[str | None, typer.Option("--cloud", help="host:port of the cloud. [127.0.0.1:50061]")]
+LatencyLimit = Annotated[
+    float | None, typer.Option(help="For a decoded frame: preprocessing and student, 95th percentile. [none]")
+]
+MemoryLimit = Annotated[float | None, typer.Option(help="For the agent's process, in 10^6 bytes. [none]")]
 Environment = Annotated[str, typer.Option("--environment", "-e", help="The environment; '' is the base of new ones.")]
 
 
@@ -111,12 +118,30 @@ def cloud(
     asyncio.run(serve(load_config(CloudConfig, "cloud", config, flags)))
 
 
+def _schema(wanted: bool) -> None:
+    if wanted:
+        import json
+
+        from ..edge.records import answer_schema
+
+        typer.echo(json.dumps(answer_schema(), indent=2))
+        raise typer.Exit
+
+
 @app.command()
 def agent(
-    source: Annotated[Path, typer.Argument(help="Folder or tar archive of images.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="One JSON record an answer is appended here.")] = Path(
-        "answers.jsonl"
-    ),
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder or tar of images, list of paths (.txt), video file, camera:NUMBER, rtsp://... ."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="One JSON record an answer is appended here. ['answers.jsonl' or --mqtt]"),
+    ] = None,
+    mqtt: Annotated[
+        str | None,
+        typer.Option(help="And published here: mqtt://HOST:PORT/TOPIC, mqtts:// for TLS; see deploy/docs/answers.md."),
+    ] = None,
     config: ConfigFile = None,
     cloud: CloudAddress = None,
     environment: Annotated[
@@ -125,7 +150,12 @@ def agent(
     labels: Annotated[str | None, typer.Option(help="First labels of a new environment: 'cat, dog' or @FILE.")] = None,
     device_id: Annotated[str | None, typer.Option(help="Tells devices apart. [device]")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Last good student and pool. [edgefm-agent]")] = None,
-    student: Annotated[str | None, typer.Option(help="Student for a new environment. [the cloud's default]")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Student for a new environment, or auto: by --device-profile. ['' the cloud's]")
+    ] = None,
+    device_profile: Annotated[
+        Path | None, typer.Option(help="For --student auto: what this device can, from 'edgefm profile'.")
+    ] = None,
     objective: Annotated[str | None, typer.Option(help="accuracy_target or latency_bound. [accuracy_target]")] = None,
     accuracy_target: Annotated[float | None, typer.Option(help="Agreement with the FM to keep. [0.96]")] = None,
     latency_bound_ms: Annotated[float | None, typer.Option(help="Mean latency to keep. [200]")] = None,
@@ -137,16 +167,25 @@ def agent(
     ] = None,
     prefix: Annotated[str, typer.Option(help="Take only names that begin with this, e.g. train/.")] = "",
     shuffle_seed: Annotated[int | None, typer.Option(help="Order by content hash instead of by name.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Of a video file: take every so many frames.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
+    schema: Annotated[
+        bool,
+        typer.Option("--schema", help="Print the JSON Schema of a record and exit.", is_eager=True, callback=_schema),
+    ] = False,
 ) -> None:
     """Runs a device: answers every image of SOURCE, on the edge or by the cloud, and prints a summary."""
     import itertools
     import json
+    from contextlib import ExitStack, closing
 
     from ..edge.agent import Agent
     from ..edge.config import AgentConfig
-    from ..edge.records import JsonLines
+    from ..edge.records import Sink
+    from ..edge.sinks import JsonLines, Mqtt, fan_out
     from ..edge.sources import open_source
+    from ..edge.video import LiveVideo
+    from .device import with_selected_student
 
     flags = {
         "cloud": cloud,
@@ -155,6 +194,7 @@ def agent(
         "device_id": device_id,
         "state_dir": state_dir,
         "student": student,
+        "device_profile": device_profile,
         "deadline_ms": deadline_ms,
         "fps": fps,
         "upload": upload,
@@ -163,15 +203,21 @@ def agent(
         "switcher.latency_bound_ms": latency_bound_ms,
         "switcher.audit_share": audit_share,
     }
-    settings = load_config(AgentConfig, "agent", config, flags)
-    frames = itertools.islice(open_source(source, prefix, shuffle_seed), limit)
-    first = next(frames, None)  # an empty or missing source is an error before anything is contacted
-    sink = JsonLines(output)
-    with Agent(settings) as running:
-        if first is not None:
-            running.run(itertools.chain([first], frames), sink)
-    sink.close()
-    typer.echo(json.dumps(running.summary.as_dict()))
+    settings = with_selected_student(load_config(AgentConfig, "agent", config, flags))
+    with ExitStack() as opened:
+        # An empty or missing source is an error before anything is contacted.
+        frames = opened.enter_context(closing(open_source(source, prefix, shuffle_seed, stride)))
+        broker = opened.enter_context(closing(Mqtt(mqtt))) if mqtt else None
+        sinks: list[Sink] = [broker] if broker else []
+        if output or not broker:
+            sinks.append(opened.enter_context(closing(JsonLines(output or Path("answers.jsonl")))))
+        running = opened.enter_context(Agent(settings))
+        running.run(itertools.islice(frames, limit), fan_out(*sinks))
+    summary = running.summary.as_dict()
+    for counted in (frames, broker):
+        if isinstance(counted, (LiveVideo, Mqtt)):
+            summary |= counted.counts()
+    typer.echo(json.dumps(summary))
 
 
 @labels_app.command("list")
@@ -226,6 +272,73 @@ def rollback(
 
     with Operator(cloud) as operator:
         typer.echo(f"{environment} runs student version {operator.rollback(environment, to)}")
+
+
+@app.command()
+def profile(
+    students: Annotated[Path, typer.Argument(help="Folder of 'edgefm students export', or an agent's state folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The profile is written here.")] = Path("device.json"),
+    device: Annotated[str, typer.Option(help="A name for people. [the board or processor]")] = "",
+    threads: Annotated[
+        list[int] | None, typer.Option(help="Try so many; may be given several times. [1, 2, 4, ... and all cores]")
+    ] = None,
+    frame_size: Annotated[str, typer.Option(help="Of the camera, in pixels.")] = "640x480",
+    runs: Annotated[int, typer.Option(help="Frames timed for each figure.", min=1)] = 100,
+    latency_ms: LatencyLimit = None,
+    memory_mb: MemoryLimit = None,
+) -> None:
+    """Measures on this device what each student costs, without a cloud, and says which one fits."""
+    from rich.console import Console
+
+    from ..edge.profiler import ProfileOptions
+    from ..models.selection import select_student
+    from .device import explain, limits_of, profile_device
+
+    console = Console()
+    options = ProfileOptions(tuple(threads or ()), parse_size(frame_size), runs)
+    limits = limits_of(latency_ms, memory_mb)
+    measured = profile_device(students, device, limits, options, console)
+    measured.save(output)
+    console.print(explain(measured, select_student(measured, limits)))
+    typer.echo(f"Written to {output}; 'edgefm agent --student auto --device-profile {output}' runs the one taken.")
+
+
+@app.command()
+def select(
+    device_profile: Annotated[Path, typer.Argument(help="From 'edgefm profile', or written by hand.")],
+    latency_ms: LatencyLimit = None,
+    memory_mb: MemoryLimit = None,
+) -> None:
+    """Says which student a device should run: the most accurate that keeps the limits, the profile's or these."""
+    from rich.console import Console
+
+    from ..models.device_profile import DeviceProfile
+    from ..models.selection import select_student
+    from .device import explain, limits_of
+
+    measured = DeviceProfile.load(device_profile)
+    selection = select_student(measured, limits_of(latency_ms, memory_mb, measured.limits))
+    Console().print(explain(measured, selection))
+    selection.require(measured.device)
+
+
+@students_app.command("export")
+def export(
+    folder: Annotated[Path, typer.Argument(help="Written here, some 10 MB a student; copy it to the device.")],
+    student: Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")] = None,
+    fm: Annotated[str, typer.Option(help="Foundation model whose space the students map into.")] = "synclip",
+) -> None:
+    """Writes the graphs of the students, for 'edgefm profile' on a device that cannot build them."""
+    try:
+        from rich.console import Console
+
+        from ..models.foundation import load_foundation_model
+        from .export import export_students
+    except ImportError as error:
+        raise MissingExtraError(f"this needs more packages ({error.name}): pip install 'edgefm[cloud]'") from error
+    with Console().status("Loading the FM ...") as status:
+        model = load_foundation_model(fm)
+        export_students(folder, model, student or list(PROFILES), lambda name: status.update(f"Exporting {name} ..."))
 
 
 @bench_app.command("students")

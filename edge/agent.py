@@ -19,10 +19,10 @@ from ..models.versions import Calibration
 from ..proto.limits import MAX_IMAGE_BYTES
 from .cloud_client import CloudAnswer, CloudClient, Registration
 from .config import AgentConfig
+from .frames import Frame, Unreadable
 from .link import LinkEstimator
 from .local_state import LocalState
 from .records import Answer, Route, Sink
-from .sources import Frame
 from .switcher import Decision, LinkState, Switcher
 from .updater import Running, Updater
 from .uploader import Uploader
@@ -44,6 +44,7 @@ class Summary:
     cloud: int = 0
     fallback: int = 0
     unreadable: int = 0
+    unreadable_by_reason: dict[str, int] = field(default_factory=dict)
     swaps: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -116,7 +117,7 @@ class Agent:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, source: Iterable[Frame], sink: Sink) -> Summary:
+    def run(self, source: Iterable[Frame | Unreadable], sink: Sink) -> Summary:
         """Answers every frame of the source; `sink` gets one `Answer` each, in order of completion.
 
         An error of the source or the sink ends the run with it, after all that was asked has been answered.
@@ -192,13 +193,15 @@ class Agent:
 
     # ---- one frame
 
-    def _handle(self, frame: Frame, sink: Sink) -> None:
+    def _handle(self, frame: Frame | Unreadable, sink: Sink) -> None:
         self.summary.frames += 1
+        if isinstance(frame, Unreadable):
+            self._count_unreadable(frame)
+            return
         try:
             local = self._answer_locally(frame)
         except ImageError as error:
-            self.summary.unreadable += 1
-            log.warning("event=unreadable sample=%r reason=%r", frame.sample_id, str(error))
+            self._count_unreadable(Unreadable(frame.sample_id, error.reason, str(error)))
             return
         with self._lock:
             link = self._link_state()
@@ -211,6 +214,12 @@ class Agent:
             self._ask(local, decision, sink)
         elif decision.reason == "link":
             self._keep_for_upload(local, decision)
+
+    def _count_unreadable(self, sample: Unreadable) -> None:
+        self.summary.unreadable += 1
+        by_reason = self.summary.unreadable_by_reason
+        by_reason[sample.reason] = by_reason.get(sample.reason, 0) + 1
+        log.warning("event=unreadable sample=%r reason=%s detail=%r", sample.sample_id, sample.reason, sample.detail)
 
     def _answer_locally(self, frame: Frame) -> _Local:
         running = self._running

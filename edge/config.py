@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..models.checks import require_finite
 from ..models.errors import ConfigError
 from ..proto.limits import DEFAULT_PORT
 
@@ -39,6 +40,7 @@ class SwitcherConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 0 < self.accuracy_target <= 1:
             raise ConfigError(f"accuracy_target is a share in (0, 1], got {self.accuracy_target}")
         if not 0 <= self.audit_share <= 1:
@@ -59,7 +61,9 @@ class AgentConfig:
         labels: first labels of the environment, if the cloud does not know it yet.
         device_id: distinguishes devices of one environment.
         state_dir: holds the last good student and pool, and partial downloads.
-        student: profile asked for when the environment is new; empty takes the cloud's default.
+        student: profile asked for when the environment is new; empty takes the cloud's default; `auto` the most
+            accurate one that fits `device_profile` (and then `threads` is the profile's too).
+        device_profile: JSON file of this device, see `edgefm.models.device_profile`.
         deadline_ms: a cloud query's one deadline; past it the edge's own answer is given.
         connect_timeout_s: how long registration may take before the agent starts from its state_dir.
         fps: frames taken from the source per second; 0 takes them as fast as they are answered.
@@ -75,6 +79,7 @@ class AgentConfig:
     device_id: str = "device"
     state_dir: Path = Path("edgefm-agent")
     student: str = ""
+    device_profile: Path | None = None
     deadline_ms: float = 1000.0
     connect_timeout_s: float = 10.0
     fps: float = 0.0
@@ -85,6 +90,7 @@ class AgentConfig:
     switcher: SwitcherConfig = field(default_factory=SwitcherConfig)
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if self.deadline_ms <= 0 or self.connect_timeout_s <= 0:
             raise ConfigError("deadline_ms and connect_timeout_s must be positive")
         if self.fps < 0 or self.max_pending < 1 or self.upload_queue < 1:

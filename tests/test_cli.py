@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import socket
@@ -23,6 +24,7 @@ from edgefm.edge.config import AgentConfig, SwitcherConfig
 from edgefm.models import errors
 from edgefm.models.errors import ConfigError, EdgeFMError
 from edgefm.models.images import encode_jpeg
+from jsonschema import Draft202012Validator
 
 NOBODY = "127.0.0.1:1"
 
@@ -91,6 +93,8 @@ def test_one_file_serves_cloud_and_agent(toml):
         ("[agent]\nswitcher = 5\n", r"agent\.switcher: .*\(got 5\)"),
         ("[agent.switcher]\naudit_share = 2\n", r"audit_share is a share in \[0, 1\], got 2"),
         ("[agent]\ndeadline_ms = 0\n", "deadline_ms .* must be positive"),
+        ("[agent]\nfps = nan\n", "fps must be a finite number, got nan"),
+        ("[agent.switcher]\nlatency_bound_ms = inf\n", "latency_bound_ms must be a finite number, got inf"),
         ("agent = 5\n", r"\[agent\] must be a table"),
         ("[agent\n", r"edgefm\.toml is not valid TOML"),
     ],
@@ -98,6 +102,16 @@ def test_one_file_serves_cloud_and_agent(toml):
 def test_wrong_settings_are_named(toml, text, message):
     with pytest.raises(ConfigError, match=message):
         load_config(AgentConfig, "agent", toml(text), {})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", [AgentConfig, SwitcherConfig, CloudConfig, CustomizationConfig])
+def test_no_float_setting_takes_what_is_no_number(kind, value):
+    names = [field.name for field in fields(kind) if isinstance(field.default, float)]
+    assert names
+    for name in names:
+        with pytest.raises(ConfigError, match=f"{name} must be a finite number, got {value}"):
+            kind(**{name: value})
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
@@ -144,6 +158,9 @@ def test_the_commands_are_these():
             "labels add",
             "labels remove",
             "bench students",
+            "students export",
+            "profile",
+            "select",
         )
     }
 
@@ -233,6 +250,15 @@ def image(tmp_path, make_picture) -> Path:
     ("code", "arguments", "says"),
     [
         (4, ["agent", "nowhere"], "nowhere"),
+        (4, ["agent", "camera:63"], "cannot open camera:63"),
+        (2, ["agent", "images", "--mqtt", "mqtt://host"], "the topic is missing"),
+        (2, ["agent", "images", "--fps", "nan"], "fps must be a finite number, got nan"),
+        (2, ["agent", "images", "--stride", "2"], "stride"),
+        (2, ["agent", "images", "--student", "auto"], "edgefm profile"),
+        (2, ["select", "none.json"], "none.json"),
+        (2, ["profile", "images", "--frame-size", "640"], "WIDTHxHEIGHT"),
+        (2, ["profile", "images", "--latency-ms", "0"], "latency_ms"),
+        (4, ["profile", "images"], "edgefm students export"),
         (4, ["agent", "empty"], "empty"),
         (2, ["agent", "images", "--config", "none.toml"], "none.toml"),
         (2, ["agent", "images", "--audit-share", "2"], "audit_share"),
@@ -288,7 +314,7 @@ def test_ctrl_c_has_its_code_and_no_traceback(tmp_path, image):
 # ---- a real cloud, a real agent
 
 
-def test_labels_and_an_agent_from_the_command_line(start_cloud, tmp_path, image, make_picture):
+def test_labels_and_an_agent_from_the_command_line(start_cloud, make_broker, tmp_path, image, make_picture):
     cloud = start_cloud("--labels", "tabby cat, dog", "--student", "lite0-64")
     for seed in range(1, 4):
         (image / f"{seed}.jpg").write_bytes(encode_jpeg(make_picture(seed)))
@@ -299,11 +325,43 @@ def test_labels_and_an_agent_from_the_command_line(start_cloud, tmp_path, image,
     assert labels("list").stdout.splitlines() == ["tabby cat", "dog"]
     config = tmp_path / "agent.toml"
     config.write_text(f'[agent]\ncloud = "{cloud.target}"\nenvironment = "nowhere"\nfps = 50\n')
-    ran = _edgefm("agent", image, "-c", config, "-e", "yard", "--limit", "3", "-o", "out/answers.jsonl", cwd=tmp_path)
+    (image / "list.txt").write_text("1.jpg\ngone.jpg\n2.jpg\n3.jpg\na.jpg\n")
+    source = [image / "list.txt", "--limit", "4"]
+    ran = _edgefm("agent", *source, "-c", config, "-e", "yard", "-o", "out/answers.jsonl", cwd=tmp_path)
     assert ran.returncode == 0, ran
-    assert json.loads(ran.stdout)["frames"] == 3
+    summary = json.loads(ran.stdout)
+    assert summary["frames"] == 4 and summary["unreadable_by_reason"] == {"cannot-read": 1}
+    assert "event=unreadable sample='gone.jpg' reason=cannot-read detail='cannot read " in ran.stderr
     answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    schema = Draft202012Validator(json.loads(_edgefm("agent", "--schema").stdout))
+    for answer in answers:
+        schema.validate(answer)
     assert len(answers) == 3 and {answer["environment"] for answer in answers} == {"yard"}  # the flag over the file
+
+    broker = make_broker()
+    broker.start()
+    mqtt = ["--mqtt", f"mqtt://127.0.0.1:{broker.port}/yard"]
+    ran = _edgefm("agent", image, "-c", config, "-e", "yard", "--limit", "2", *mqtt, cwd=tmp_path)
+    assert json.loads(ran.stdout)["mqtt_published"] == 2, ran
+    assert not (tmp_path / "answers.jsonl").exists()  # no file unless one is asked for
+
+    costs = {"threads": 1, "preprocess_ms": 1, "session_p50_ms": 2, "session_p95_ms": 3, "peak_rss_mb": 150}
+    costs |= {"student": "lite0-96"}
+    (tmp_path / "device.json").write_text(json.dumps({"source": "by hand", "device": "x", "students": [costs]}))
+    shown = _edgefm("select", tmp_path / "device.json", "--latency-ms", "4")
+    assert shown.returncode == 0 and "taken" in shown.stdout, shown
+    refused = _edgefm("select", tmp_path / "device.json", "--latency-ms", "3.9")
+    assert refused.returncode == 2 and "no student fits 3.9 ms a frame" in refused.stderr, refused
+    auto = ["--student", "auto", "--device-profile", "device.json", "--state-dir", "auto", "-e", "auto"]
+    ran = _edgefm("agent", image, "-c", config, *auto, "--limit", "1", cwd=tmp_path)
+    assert ran.returncode == 0, ran
+    manifest = json.loads((tmp_path / "auto" / "environments" / "auto" / "student.json").read_text())
+    assert manifest["profile"] == "lite0-96"  # the cloud's default is another
+    state = [tmp_path / "auto", "--threads", "1", "--runs", "20", "--frame-size", "64x64", "-o", "measured.json"]
+    measured = _edgefm("profile", *state, cwd=tmp_path)
+    assert measured.returncode == 0 and "taken: the" in measured.stdout, measured
+    found = json.loads((tmp_path / "measured.json").read_text())
+    assert [cost["student"] for cost in found["students"]] == ["lite0-96"]
 
     added = labels("add", "owl", "quantum entanglement", "-e", "yard")
     assert added.returncode == 0 and added.stdout.startswith("4 labels, pool ")

@@ -12,7 +12,8 @@ import pytest
 from edgefm.cloud.config import CloudConfig, CustomizationConfig
 from edgefm.cloud.registry import Registry
 from edgefm.cloud.server import CloudServer
-from edgefm.edge.sources import Frame
+from edgefm.edge.frames import Frame
+from edgefm.edge.records import Answer
 from edgefm.models.images import encode_jpeg
 from edgefm.models.student_graph import HEAD_FILE, Head
 from edgefm.models.versions import StudentManifest
@@ -104,3 +105,34 @@ def jpegs(make_picture) -> list[bytes]:
 @pytest.fixture(scope="session")
 def frames(jpegs) -> Callable[[int], list[Frame]]:
     return lambda count: [Frame(f"{i:03d}", data) for i, data in enumerate(jpegs[:count])]
+
+
+@pytest.fixture
+def answer() -> Answer:
+    """One of many digits and another alphabet's letters."""
+    return Answer(
+        sample_id="a/ü.jpg",
+        environment="yard",
+        label="café",
+        similarity=0.123456789,
+        margin=0.05,
+        route="cloud",
+        reason="margin",
+        edge_label="tea",
+        edge_margin=0.01,
+        threshold=0.2,
+        decode_ms=1.0,
+        preprocess_ms=2.0,
+        student_ms=3.0,
+        transit_ms=40.0,
+        queue_ms=5.0,
+        compute_ms=6.0,
+        total_ms=57.0,
+        predicted_ms=60.0,
+        bytes_sent=4321,
+        student_version=3,
+        pool_version="0123456789abcdef",
+        bandwidth_mbps=4.5,
+        time_s=12.25,
+        samples_labelled=77,
+    )

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from edgefm.edge.agent import Agent, Summary
 from edgefm.edge.config import AgentConfig, SwitcherConfig
+from edgefm.edge.frames import Frame, Unreadable
 from edgefm.edge.operator import Operator
-from edgefm.edge.records import Answer, JsonLines
-from edgefm.edge.sources import Frame, frames_of
+from edgefm.edge.records import Answer
+from edgefm.edge.sinks import JsonLines
+from edgefm.edge.sources import frames_of
 from edgefm.models.errors import CloudError, InputError, StoreError
 from edgefm.models.versions import Calibration
 from edgefm.proto.limits import MAX_IMAGE_BYTES
@@ -37,7 +39,7 @@ def configure(cloud, tmp_path):
     return make
 
 
-def run(config: AgentConfig, source: Iterable[Frame]) -> tuple[Summary, list[Answer]]:
+def run(config: AgentConfig, source: Iterable[Frame | Unreadable]) -> tuple[Summary, list[Answer]]:
     answers: list[Answer] = []
     with Agent(config) as agent:
         agent.run(source, answers.append)
@@ -103,9 +105,11 @@ def test_the_audits_share_reaches_the_store(cloud, configure, frames):
 def test_an_unreadable_frame_is_counted_and_the_rest_answered(configure, frames):
     stream = frames(12)
     stream[3], stream[7] = Frame("003", b"no image"), Frame("007", stream[7].encoded[:200])
-    summary, answers = run(configure(), stream)
+    source = [*stream, Unreadable("012", "cannot-read", "the disk refused")]
+    summary, answers = run(configure(), source)
     check_complete(summary, answers, [frame for i, frame in enumerate(stream) if i not in (3, 7)])
-    assert summary.unreadable == 2
+    assert (summary.frames, summary.unreadable) == (13, 3)
+    assert summary.unreadable_by_reason == {"not-an-image": 1, "truncated": 1, "cannot-read": 1}
 
 
 def test_frames_of_a_python_iterator(configure, make_picture):
