@@ -24,8 +24,10 @@ T = TypeVar("T")
 SPOOL_FILE = "spool.sqlite"
 DAY_S = 86_400
 _DAYS_REMEMBERED = 1000  # of what was sent: a clock that jumps back finds its day again
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS samples (
+_FORMAT = 1
+_SCHEMA = f"""
+BEGIN;
+CREATE TABLE samples (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     environment TEXT NOT NULL,
     sha256 BLOB NOT NULL,
@@ -37,10 +39,12 @@ CREATE TABLE IF NOT EXISTS samples (
     image BLOB NOT NULL,
     UNIQUE (environment, sha256)
 );
-CREATE INDEX IF NOT EXISTS by_margin ON samples (margin, size_bytes);
-CREATE INDEX IF NOT EXISTS by_age ON samples (created_at);
-CREATE INDEX IF NOT EXISTS by_turn ON samples (environment, attempts, margin, size_bytes);
-CREATE TABLE IF NOT EXISTS sent (day INTEGER PRIMARY KEY, bytes INTEGER NOT NULL);
+CREATE INDEX by_margin ON samples (margin, size_bytes);
+CREATE INDEX by_age ON samples (created_at);
+CREATE INDEX by_turn ON samples (environment, attempts, margin, size_bytes);
+CREATE TABLE sent (day INTEGER PRIMARY KEY, bytes INTEGER NOT NULL);
+PRAGMA user_version = {_FORMAT};
+COMMIT;
 """
 
 
@@ -219,7 +223,9 @@ class Spool:
             except (sqlite3.OperationalError, OSError) as error:  # full, read-only, input or output failed
                 log.warning("event=spool_failed file=%s reason=%r", self._path, str(error))
                 self._shut()
-            except sqlite3.DatabaseError as error:  # the content is no database, or no longer
+            except sqlite3.DatabaseError as error:
+                if type(error) is not sqlite3.DatabaseError:  # a mistake of this module, not of the file
+                    raise
                 self._set_aside(error)
             return otherwise
 
@@ -239,7 +245,11 @@ class Spool:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = NORMAL")
                 db.execute("PRAGMA journal_size_limit = 4194304")
-                db.executescript(_SCHEMA)
+                found = db.execute("PRAGMA user_version").fetchone()[0]
+                if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    db.executescript(_SCHEMA)
+                elif found != _FORMAT:
+                    raise sqlite3.DatabaseError(f"a spool of format {found}, this EdgeFM reads {_FORMAT}")
                 self._bytes = db.execute("SELECT coalesce(sum(size_bytes), 0) FROM samples").fetchone()[0]
             except BaseException:
                 db.close()

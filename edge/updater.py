@@ -128,10 +128,10 @@ class Updater:
             if self._latest.student is not failed.student:
                 self._ready = None
                 return self._latest
+            previous = self._state.previous()
+            if previous is None:
+                raise error
             try:
-                previous = self._state.previous()
-                if previous is None:
-                    raise error
                 student = self._load_student(previous[0], no_fetch)
                 pool, ref = failed.pool, self._pool_ref
                 if ref is None or not fit(previous[0], pool):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_content_that_waits_already_is_not_stored_twice(open_spool):
     assert spool.count("yard") == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 5)), max_size=30), st.integers(1, 100))
 def test_past_the_bound_the_most_certain_go(tmp_path_factory, samples, bound):
     spool = Spool(tmp_path_factory.mktemp("spool"), bound, DAY_S)
@@ -172,6 +172,14 @@ def test_a_damaged_file_is_set_aside_and_a_fresh_one_begun(tmp_path, open_spool,
     assert not aside.exists()
 
 
+def test_a_file_of_another_format_is_set_aside(tmp_path, open_spool):
+    with closing(sqlite3.connect(tmp_path / SPOOL_FILE)) as db:
+        db.execute("CREATE TABLE samples (id)")
+    spool = open_spool()
+    spool.add("yard", image(0), 0.1, 1.0, NOW)
+    assert waiting(spool) == [image(0)] and (tmp_path / f"{SPOOL_FILE}.damaged").exists()
+
+
 def test_pages_that_rot_cost_their_samples_and_nothing_else(tmp_path, open_spool):
     spool = open_spool()
     for seed in range(100):
@@ -256,7 +264,6 @@ def test_threads_share_it(open_spool):
 
 def test_the_file_is_plain_sqlite_in_wal_mode(tmp_path, open_spool):
     open_spool().add("yard", image(0), 0.1, 1.0, NOW)
-    with sqlite3.connect(Path(tmp_path) / SPOOL_FILE) as db:
+    with closing(sqlite3.connect(tmp_path / SPOOL_FILE)) as db:
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert db.execute("SELECT count(*), sum(size_bytes) FROM samples").fetchone() == (1, 1000)
-    db.close()
