@@ -39,8 +39,8 @@ class CustomizationConfig:
     views: int = 4
     epochs: int = 4
     learning_rate: float = 3e-4
-    lambda_mse: float = 5.0
-    softness: float = 1.5
+    lambda_mse: float = 10.0
+    softness: float = 3.0
     seed: int = 0
     threads: int = 0
 

@@ -144,6 +144,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
             batch_size=batched.batch_size,
             pool_version=pool.version,
             samples_labelled=self._environments.samples_labelled(request.environment),
+            edge_similarity=_similarity(pool, batched.result, request.edge_label),
         )
 
     async def Upload(  # noqa: N802
@@ -268,6 +269,10 @@ class _TaskSet:
             for task in self._tasks:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _similarity(pool: LabelPool, embedding: np.ndarray, label: str) -> float | None:
+    return float(embedding @ pool.embeddings[pool.labels.index(label)]) if label in pool.labels else None
 
 
 def _query_error(error: EdgeFMError) -> pb.QueryError:

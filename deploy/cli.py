@@ -1,4 +1,4 @@
-"""The command line: `edgefm cloud | agent | profile | select | students | labels | rollback | bench | demo`."""
+"""The command line: `edgefm cloud | agent | device | profile | select | students | labels | rollback | bench | demo`."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ labels_app = typer.Typer(no_args_is_help=True, help="List, add and remove the la
 app.add_typer(labels_app, name="labels")
 students_app = typer.Typer(no_args_is_help=True, help="The students' files.")
 app.add_typer(students_app, name="students")
+device_app = typer.Typer(
+    no_args_is_help=True, help="What a device keeps on its disk; no network, and its agent stopped."
+)
+app.add_typer(device_app, name="device")
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements that take minutes.")
 app.add_typer(bench_app, name="bench")
 
@@ -60,6 +64,10 @@ LatencyLimit = Annotated[
     float | None, typer.Option(help="For a decoded frame: preprocessing and student, 95th percentile. [none]")
 ]
 MemoryLimit = Annotated[float | None, typer.Option(help="For the agent's process, in 10^6 bytes. [none]")]
+StateDir = Annotated[Path | None, typer.Option(help="What the device keeps: its students and samples. [edgefm-agent]")]
+DeviceEnvironment = Annotated[
+    str | None, typer.Option("--environment", "-e", help="Where the device stands. [default]")
+]
 Environment = Annotated[str, typer.Option("--environment", "-e", help="The environment; '' is the base of new ones.")]
 
 
@@ -144,12 +152,10 @@ def agent(
     ] = None,
     config: ConfigFile = None,
     cloud: CloudAddress = None,
-    environment: Annotated[
-        str | None, typer.Option("--environment", "-e", help="Where the device stands. [default]")
-    ] = None,
+    environment: DeviceEnvironment = None,
     labels: Annotated[str | None, typer.Option(help="First labels of a new environment: 'cat, dog' or @FILE.")] = None,
     device_id: Annotated[str | None, typer.Option(help="Tells devices apart. [device]")] = None,
-    state_dir: Annotated[Path | None, typer.Option(help="Last good student and pool. [edgefm-agent]")] = None,
+    state_dir: StateDir = None,
     student: Annotated[
         str | None, typer.Option(help="Student for a new environment, or auto: by --device-profile. ['' the cloud's]")
     ] = None,
@@ -157,14 +163,20 @@ def agent(
         Path | None, typer.Option(help="For --student auto: what this device can, from 'edgefm profile'.")
     ] = None,
     objective: Annotated[str | None, typer.Option(help="accuracy_target or latency_bound. [accuracy_target]")] = None,
-    accuracy_target: Annotated[float | None, typer.Option(help="Agreement with the FM to keep. [0.96]")] = None,
+    accuracy_target: Annotated[float | None, typer.Option(help="Accuracy to keep, of the FM's. [0.99]")] = None,
     latency_bound_ms: Annotated[float | None, typer.Option(help="Mean latency to keep. [200]")] = None,
     audit_share: Annotated[float | None, typer.Option(help="Share of sure samples the FM checks. [0.02]")] = None,
     deadline_ms: Annotated[float | None, typer.Option(help="Of a cloud query; then the edge answers. [1000]")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second; 0 is as fast as possible. [0]")] = None,
     upload: Annotated[
-        str | None, typer.Option(help="never, or uncertain samples whose query failed. [uncertain]")
+        str | None,
+        typer.Option(
+            help="Beside queries: never, uncertain (what the FM could not be asked in time), all. [uncertain]"
+        ),
     ] = None,
+    upload_bytes_per_day: Annotated[int | None, typer.Option(help="Cap on uploads, by UTC day; 0 is none. [0]")] = None,
+    spool_bytes: Annotated[int | None, typer.Option(help="Images that wait for upload, at most. [67108864]")] = None,
+    retention_days: Annotated[float | None, typer.Option(help="They wait no longer than this. [30]")] = None,
     prefix: Annotated[str, typer.Option(help="Take only names that begin with this, e.g. train/.")] = "",
     shuffle_seed: Annotated[int | None, typer.Option(help="Order by content hash instead of by name.")] = None,
     stride: Annotated[int | None, typer.Option(help="Of a video file: take every so many frames.")] = None,
@@ -198,6 +210,9 @@ def agent(
         "deadline_ms": deadline_ms,
         "fps": fps,
         "upload": upload,
+        "upload_bytes_per_day": upload_bytes_per_day,
+        "spool_bytes": spool_bytes,
+        "retention_days": retention_days,
         "switcher.objective": objective,
         "switcher.accuracy_target": accuracy_target,
         "switcher.latency_bound_ms": latency_bound_ms,
@@ -218,6 +233,40 @@ def agent(
         if isinstance(counted, (LiveVideo, Mqtt)):
             summary |= counted.counts()
     typer.echo(json.dumps(summary))
+
+
+@device_app.command("rollback")
+def device_rollback(
+    config: ConfigFile = None,
+    environment: DeviceEnvironment = None,
+    state_dir: StateDir = None,
+    reason: Annotated[str, typer.Option(help="Told to the cloud.")] = "rolled back by the device's operator",
+) -> None:
+    """Makes the previous student the running one, until a version newer than the present one comes."""
+    from ..edge.config import AgentConfig
+    from ..edge.local_state import LocalState, existing_state
+
+    settings = load_config(AgentConfig, "agent", config, {"environment": environment, "state_dir": state_dir})
+    with existing_state(settings.state_dir):
+        left, taken = LocalState(settings.state_dir, settings.environment).roll_back(reason)
+    typer.echo(f"{settings.environment} goes back from student version {left.version} to {taken.version}")
+
+
+@device_app.command("purge")
+def device_purge(config: ConfigFile = None, state_dir: StateDir = None) -> None:
+    """Deletes all samples that wait for upload, of every environment."""
+    from ..edge.config import AgentConfig
+    from ..edge.local_state import existing_state
+    from ..edge.spool import DAY_S, Spool
+
+    settings = load_config(AgentConfig, "agent", config, {"state_dir": state_dir})
+    with existing_state(settings.state_dir):
+        spool = Spool(settings.state_dir, settings.spool_bytes, settings.retention_days * DAY_S)
+        try:
+            deleted = spool.purge()
+        finally:
+            spool.close()
+    typer.echo(f"{deleted} waiting samples deleted")
 
 
 @labels_app.command("list")
@@ -377,7 +426,9 @@ def demo(
     ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames in each environment, at most.")] = None,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 30.0,
-    accuracy_target: Annotated[float, typer.Option(help="Agreement with the FM to keep.")] = 0.96,
+    accuracy_target: Annotated[
+        float, typer.Option(help="Accuracy to keep, of the FM's: 0.99 may lose a point.")
+    ] = 0.99,
     labels: Annotated[str | None, typer.Option(help="Labels for plain files: 'cat, dog' or @FILE.")] = None,
     seed: Annotated[int, typer.Option(help="Of camera, link and switcher.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report and logs.")] = Path("edgefm-demo"),

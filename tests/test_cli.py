@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from edgefm.cloud.config import CloudConfig, CustomizationConfig
 from edgefm.deploy.cli import EXIT_CODES, INTERRUPTED, app
 from edgefm.deploy.settings import load_config, parse_labels
 from edgefm.edge.config import AgentConfig, SwitcherConfig
+from edgefm.edge.local_state import StateLock
+from edgefm.edge.spool import Spool
 from edgefm.models import errors
 from edgefm.models.errors import ConfigError, EdgeFMError
 from edgefm.models.images import encode_jpeg
@@ -88,7 +91,7 @@ def test_one_file_serves_cloud_and_agent(toml):
         ("[agent.switcher]\nfoo = 5\n", r"\[agent\.switcher\] has no setting 'foo'; there are accuracy_target"),
         ("[agent]\naccuracy_target = 0.9\n", r"\[agent\] has no setting 'accuracy_target'"),
         ('[agent]\nfps = "fast"\n', r"agent\.fps: .*valid number.* \(got 'fast'\)"),
-        ('[agent]\nupload = "all"\n', r"agent\.upload: .*'never' or 'uncertain'.* \(got 'all'\)"),
+        ('[agent]\nupload = "some"\n', r"agent\.upload: .*'never', 'uncertain' or 'all'.* \(got 'some'\)"),
         ('[agent.switcher]\nobjective = "speed"\n', r"agent\.switcher\.objective: .*'accuracy_target' or"),
         ("[agent]\nswitcher = 5\n", r"agent\.switcher: .*\(got 5\)"),
         ("[agent.switcher]\naudit_share = 2\n", r"audit_share is a share in \[0, 1\], got 2"),
@@ -154,6 +157,8 @@ def test_the_commands_are_these():
             "agent",
             "demo",
             "rollback",
+            "device rollback",
+            "device purge",
             "labels list",
             "labels add",
             "labels remove",
@@ -266,6 +271,10 @@ def image(tmp_path, make_picture) -> Path:
         (2, ["agent", "images", "--labels", "@none"], "none"),
         (6, ["agent", "images", "-o", "images/a.jpg/answers"], "images/a.jpg/answers"),
         (7, ["agent", "images", "--cloud", NOBODY, "-c", "fast.toml"], NOBODY),
+        (2, ["agent", "images", "--spool-bytes", "0"], "spool_bytes"),
+        (4, ["device", "rollback", "--state-dir", "nowhere"], "nowhere"),
+        (4, ["device", "rollback", "--state-dir", "empty", "-e", "yard"], "empty is no agent's state folder"),
+        (4, ["device", "purge", "--state-dir", "nowhere"], "nowhere"),
         (7, ["labels", "list", "--cloud", NOBODY], "cloud"),
         (7, ["rollback", "yard", "--cloud", NOBODY], "cloud"),
         (2, ["cloud", "--port", "0", "--fm", "clip"], "'clip'"),
@@ -376,6 +385,16 @@ def test_labels_and_an_agent_from_the_command_line(start_cloud, make_broker, tmp
         refused = labels(*arguments)
         assert refused.returncode == code and says in refused.stderr and refused.stderr.startswith("edgefm: "), refused
     assert labels("remove", "dog", "-e", "yard").stdout.startswith("3 labels, pool ")
+    state = tmp_path / "edgefm-agent"
+    with closing(Spool(state, 10**6, 10**6)) as spool:
+        spool.add("yard", b"waits", 0.1, 1.0, time.time())
+    lock = StateLock(state)
+    busy = _edgefm("device", "purge", "--state-dir", state)
+    assert busy.returncode == 6 and "another agent is using" in busy.stderr, busy
+    lock.release()
+    assert _edgefm("device", "purge", "--state-dir", state).stdout == "1 waiting samples deleted\n"
+    stay = _edgefm("device", "rollback", "--state-dir", state, "-e", "yard")
+    assert stay.returncode == 4 and "holds no earlier student" in stay.stderr, stay
     back = _edgefm("rollback", "yard", "--cloud", cloud.target)
     assert back.returncode == 4 and back.stderr.startswith("edgefm: "), back  # version 0 has no parent
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x64gefm/proto/v1/edgefm.proto\x12\tedgefm.v1\"8\n\x04\x42lob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"m\n\x0eStudentVersion\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x15\n\rmanifest_json\x18\x03 \x01(\t\x12\x1e\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x0f.edgefm.v1.Blob\"=\n\x0bPoolVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1d\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x0f.edgefm.v1.Blob\"t\n\x0fRegisterRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x17\n\x0fstudent_profile\x18\x05 \x01(\t\"\xa9\x01\n\x10RegisterResponse\x12*\n\x07student\x18\x01 \x01(\x0b\x32\x19.edgefm.v1.StudentVersion\x12$\n\x04pool\x18\x02 \x01(\x0b\x32\x16.edgefm.v1.PoolVersion\x12\x18\n\x10\x66oundation_model\x18\x03 \x01(\t\x12\x17\n\x0fmax_image_bytes\x18\x04 \x01(\x04\x12\x10\n\x08warnings\x18\x05 \x03(\t\"\xfe\x01\n\x10RecognizeRequest\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x0c\n\x04keep\x18\x06 \x01(\x08\x12\x12\n\npropensity\x18\x07 \x01(\x02\x12\x11\n\tdevice_id\x18\x08 \x01(\t\x12\x12\n\nedge_label\x18\t \x01(\t\x12\x13\n\x0b\x65\x64ge_margin\x18\n \x01(\x02\x12\x17\n\x0fstudent_version\x18\x0b \x01(\r\x12\x19\n\x11\x65\x64ge_pool_version\x18\x0c \x01(\t\"\xf9\x01\n\x11RecognizeResponse\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12!\n\x07matches\x18\x02 \x03(\x0b\x32\x10.edgefm.v1.Match\x12\x0f\n\x07unknown\x18\x03 \x01(\x08\x12\x10\n\x08queue_ms\x18\x04 \x01(\x02\x12\x12\n\ncompute_ms\x18\x05 \x01(\x02\x12\x12\n\nbatch_size\x18\x06 \x01(\r\x12\x14\n\x0cpool_version\x18\x07 \x01(\t\x12$\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x15.edgefm.v1.QueryError\x12\x0e\n\x06margin\x18\t \x01(\x02\x12\x18\n\x10samples_labelled\x18\n \x01(\r\"*\n\x05Match\x12\r\n\x05label\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\"\x85\x02\n\nQueryError\x12(\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1a.edgefm.v1.QueryError.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\xa3\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43ODE_BAD_IMAGE\x10\x01\x12\x11\n\rCODE_DEADLINE\x10\x02\x12\x1c\n\x18\x43ODE_UNKNOWN_ENVIRONMENT\x10\x03\x12\x11\n\rCODE_INTERNAL\x10\x04\x12\x13\n\x0f\x43ODE_OVERLOADED\x10\x05\x12\x18\n\x14\x43ODE_INVALID_REQUEST\x10\x06\"m\n\rUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x12\n\npropensity\x18\x04 \x01(\x02\x12\x11\n\tdevice_id\x18\x05 \x01(\t\"4\n\x0eUploadResponse\x12\"\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x14.edgefm.v1.UploadAck\"g\n\tUploadAck\x12\x11\n\tupload_id\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x11\n\tduplicate\x18\x03 \x01(\x08\x12$\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x15.edgefm.v1.QueryError\"6\n\x0cWatchRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\"l\n\nWatchEvent\x12,\n\x07student\x18\x01 \x01(\x0b\x32\x19.edgefm.v1.StudentVersionH\x00\x12&\n\x04pool\x18\x02 \x01(\x0b\x32\x16.edgefm.v1.PoolVersionH\x00\x42\x08\n\x06\x63hange\"4\n\x0c\x46\x65tchRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"U\n\nFetchChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"(\n\x11ListLabelsRequest\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\"7\n\x10\x41\x64\x64LabelsRequest\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\":\n\x13RemoveLabelsRequest\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\"X\n\tLabelPool\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x14\n\x0cpool_version\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x10\n\x08warnings\x18\x04 \x03(\t\"H\n\x0fRollbackRequest\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_version\"]\n\rReportRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12$\n\x08refusals\x18\x03 \x03(\x0b\x32\x12.edgefm.v1.Refusal\"\xf1\x01\n\x07Refusal\x12\x19\n\x0fstudent_version\x18\x01 \x01(\rH\x00\x12\x16\n\x0cpool_version\x18\x02 \x01(\tH\x00\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.edgefm.v1.Refusal.Kind\x12\x0e\n\x06reason\x18\x04 \x01(\t\"t\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_DAMAGED\x10\x01\x12\r\n\tKIND_SLOW\x10\x02\x12\x0e\n\nKIND_WORSE\x10\x03\x12\x0f\n\x0bKIND_FAILED\x10\x04\x12\x14\n\x10KIND_ROLLED_BACK\x10\x05\x42\x06\n\x04what\"\x10\n\x0eReportResponse2\x9a\x05\n\x06\x45\x64geFM\x12\x43\n\x08Register\x12\x1a.edgefm.v1.RegisterRequest\x1a\x1b.edgefm.v1.RegisterResponse\x12J\n\tRecognize\x12\x1b.edgefm.v1.RecognizeRequest\x1a\x1c.edgefm.v1.RecognizeResponse(\x01\x30\x01\x12?\n\x06Upload\x12\x18.edgefm.v1.UploadRequest\x1a\x19.edgefm.v1.UploadResponse(\x01\x12\x39\n\x05Watch\x12\x17.edgefm.v1.WatchRequest\x1a\x15.edgefm.v1.WatchEvent0\x01\x12\x39\n\x05\x46\x65tch\x12\x17.edgefm.v1.FetchRequest\x1a\x15.edgefm.v1.FetchChunk0\x01\x12@\n\nListLabels\x12\x1c.edgefm.v1.ListLabelsRequest\x1a\x14.edgefm.v1.LabelPool\x12>\n\tAddLabels\x12\x1b.edgefm.v1.AddLabelsRequest\x1a\x14.edgefm.v1.LabelPool\x12\x44\n\x0cRemoveLabels\x12\x1e.edgefm.v1.RemoveLabelsRequest\x1a\x14.edgefm.v1.LabelPool\x12\x41\n\x08Rollback\x12\x1a.edgefm.v1.RollbackRequest\x1a\x19.edgefm.v1.StudentVersion\x12=\n\x06Report\x12\x18.edgefm.v1.ReportRequest\x1a\x19.edgefm.v1.ReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x64gefm/proto/v1/edgefm.proto\x12\tedgefm.v1\"8\n\x04\x42lob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"m\n\x0eStudentVersion\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x15\n\rmanifest_json\x18\x03 \x01(\t\x12\x1e\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x0f.edgefm.v1.Blob\"=\n\x0bPoolVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1d\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x0f.edgefm.v1.Blob\"t\n\x0fRegisterRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x17\n\x0fstudent_profile\x18\x05 \x01(\t\"\xa9\x01\n\x10RegisterResponse\x12*\n\x07student\x18\x01 \x01(\x0b\x32\x19.edgefm.v1.StudentVersion\x12$\n\x04pool\x18\x02 \x01(\x0b\x32\x16.edgefm.v1.PoolVersion\x12\x18\n\x10\x66oundation_model\x18\x03 \x01(\t\x12\x17\n\x0fmax_image_bytes\x18\x04 \x01(\x04\x12\x10\n\x08warnings\x18\x05 \x03(\t\"\xfe\x01\n\x10RecognizeRequest\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x0c\n\x04keep\x18\x06 \x01(\x08\x12\x12\n\npropensity\x18\x07 \x01(\x02\x12\x11\n\tdevice_id\x18\x08 \x01(\t\x12\x12\n\nedge_label\x18\t \x01(\t\x12\x13\n\x0b\x65\x64ge_margin\x18\n \x01(\x02\x12\x17\n\x0fstudent_version\x18\x0b \x01(\r\x12\x19\n\x11\x65\x64ge_pool_version\x18\x0c \x01(\t\"\xab\x02\n\x11RecognizeResponse\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12!\n\x07matches\x18\x02 \x03(\x0b\x32\x10.edgefm.v1.Match\x12\x0f\n\x07unknown\x18\x03 \x01(\x08\x12\x10\n\x08queue_ms\x18\x04 \x01(\x02\x12\x12\n\ncompute_ms\x18\x05 \x01(\x02\x12\x12\n\nbatch_size\x18\x06 \x01(\r\x12\x14\n\x0cpool_version\x18\x07 \x01(\t\x12$\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x15.edgefm.v1.QueryError\x12\x0e\n\x06margin\x18\t \x01(\x02\x12\x1c\n\x0f\x65\x64ge_similarity\x18\x0b \x01(\x02H\x00\x88\x01\x01\x12\x18\n\x10samples_labelled\x18\n \x01(\rB\x12\n\x10_edge_similarity\"*\n\x05Match\x12\r\n\x05label\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\"\x85\x02\n\nQueryError\x12(\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1a.edgefm.v1.QueryError.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\xa3\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43ODE_BAD_IMAGE\x10\x01\x12\x11\n\rCODE_DEADLINE\x10\x02\x12\x1c\n\x18\x43ODE_UNKNOWN_ENVIRONMENT\x10\x03\x12\x11\n\rCODE_INTERNAL\x10\x04\x12\x13\n\x0f\x43ODE_OVERLOADED\x10\x05\x12\x18\n\x14\x43ODE_INVALID_REQUEST\x10\x06\"m\n\rUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x12\n\npropensity\x18\x04 \x01(\x02\x12\x11\n\tdevice_id\x18\x05 \x01(\t\"4\n\x0eUploadResponse\x12\"\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x14.edgefm.v1.UploadAck\"g\n\tUploadAck\x12\x11\n\tupload_id\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x11\n\tduplicate\x18\x03 \x01(\x08\x12$\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x15.edgefm.v1.QueryError\"6\n\x0cWatchRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\"l\n\nWatchEvent\x12,\n\x07student\x18\x01 \x01(\x0b\x32\x19.edgefm.v1.StudentVersionH\x00\x12&\n\x04pool\x18\x02 \x01(\x0b\x32\x16.edgefm.v1.PoolVersionH\x00\x42\x08\n\x06\x63hange\"4\n\x0c\x46\x65tchRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"U\n\nFetchChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"(\n\x11ListLabelsRequest\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\"7\n\x10\x41\x64\x64LabelsRequest\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\":\n\x13RemoveLabelsRequest\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\"X\n\tLabelPool\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x14\n\x0cpool_version\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x10\n\x08warnings\x18\x04 \x03(\t\"H\n\x0fRollbackRequest\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_version\"]\n\rReportRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12$\n\x08refusals\x18\x03 \x03(\x0b\x32\x12.edgefm.v1.Refusal\"\xf1\x01\n\x07Refusal\x12\x19\n\x0fstudent_version\x18\x01 \x01(\rH\x00\x12\x16\n\x0cpool_version\x18\x02 \x01(\tH\x00\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.edgefm.v1.Refusal.Kind\x12\x0e\n\x06reason\x18\x04 \x01(\t\"t\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_DAMAGED\x10\x01\x12\r\n\tKIND_SLOW\x10\x02\x12\x0e\n\nKIND_WORSE\x10\x03\x12\x0f\n\x0bKIND_FAILED\x10\x04\x12\x14\n\x10KIND_ROLLED_BACK\x10\x05\x42\x06\n\x04what\"\x10\n\x0eReportResponse2\x9a\x05\n\x06\x45\x64geFM\x12\x43\n\x08Register\x12\x1a.edgefm.v1.RegisterRequest\x1a\x1b.edgefm.v1.RegisterResponse\x12J\n\tRecognize\x12\x1b.edgefm.v1.RecognizeRequest\x1a\x1c.edgefm.v1.RecognizeResponse(\x01\x30\x01\x12?\n\x06Upload\x12\x18.edgefm.v1.UploadRequest\x1a\x19.edgefm.v1.UploadResponse(\x01\x12\x39\n\x05Watch\x12\x17.edgefm.v1.WatchRequest\x1a\x15.edgefm.v1.WatchEvent0\x01\x12\x39\n\x05\x46\x65tch\x12\x17.edgefm.v1.FetchRequest\x1a\x15.edgefm.v1.FetchChunk0\x01\x12@\n\nListLabels\x12\x1c.edgefm.v1.ListLabelsRequest\x1a\x14.edgefm.v1.LabelPool\x12>\n\tAddLabels\x12\x1b.edgefm.v1.AddLabelsRequest\x1a\x14.edgefm.v1.LabelPool\x12\x44\n\x0cRemoveLabels\x12\x1e.edgefm.v1.RemoveLabelsRequest\x1a\x14.edgefm.v1.LabelPool\x12\x41\n\x08Rollback\x12\x1a.edgefm.v1.RollbackRequest\x1a\x19.edgefm.v1.StudentVersion\x12=\n\x06Report\x12\x18.edgefm.v1.ReportRequest\x1a\x19.edgefm.v1.ReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,45 +44,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECOGNIZEREQUEST']._serialized_start=566
   _globals['_RECOGNIZEREQUEST']._serialized_end=820
   _globals['_RECOGNIZERESPONSE']._serialized_start=823
-  _globals['_RECOGNIZERESPONSE']._serialized_end=1072
-  _globals['_MATCH']._serialized_start=1074
-  _globals['_MATCH']._serialized_end=1116
-  _globals['_QUERYERROR']._serialized_start=1119
-  _globals['_QUERYERROR']._serialized_end=1380
-  _globals['_QUERYERROR_CODE']._serialized_start=1217
-  _globals['_QUERYERROR_CODE']._serialized_end=1380
-  _globals['_UPLOADREQUEST']._serialized_start=1382
-  _globals['_UPLOADREQUEST']._serialized_end=1491
-  _globals['_UPLOADRESPONSE']._serialized_start=1493
-  _globals['_UPLOADRESPONSE']._serialized_end=1545
-  _globals['_UPLOADACK']._serialized_start=1547
-  _globals['_UPLOADACK']._serialized_end=1650
-  _globals['_WATCHREQUEST']._serialized_start=1652
-  _globals['_WATCHREQUEST']._serialized_end=1706
-  _globals['_WATCHEVENT']._serialized_start=1708
-  _globals['_WATCHEVENT']._serialized_end=1816
-  _globals['_FETCHREQUEST']._serialized_start=1818
-  _globals['_FETCHREQUEST']._serialized_end=1870
-  _globals['_FETCHCHUNK']._serialized_start=1872
-  _globals['_FETCHCHUNK']._serialized_end=1957
-  _globals['_LISTLABELSREQUEST']._serialized_start=1959
-  _globals['_LISTLABELSREQUEST']._serialized_end=1999
-  _globals['_ADDLABELSREQUEST']._serialized_start=2001
-  _globals['_ADDLABELSREQUEST']._serialized_end=2056
-  _globals['_REMOVELABELSREQUEST']._serialized_start=2058
-  _globals['_REMOVELABELSREQUEST']._serialized_end=2116
-  _globals['_LABELPOOL']._serialized_start=2118
-  _globals['_LABELPOOL']._serialized_end=2206
-  _globals['_ROLLBACKREQUEST']._serialized_start=2208
-  _globals['_ROLLBACKREQUEST']._serialized_end=2280
-  _globals['_REPORTREQUEST']._serialized_start=2282
-  _globals['_REPORTREQUEST']._serialized_end=2375
-  _globals['_REFUSAL']._serialized_start=2378
-  _globals['_REFUSAL']._serialized_end=2619
-  _globals['_REFUSAL_KIND']._serialized_start=2495
-  _globals['_REFUSAL_KIND']._serialized_end=2611
-  _globals['_REPORTRESPONSE']._serialized_start=2621
-  _globals['_REPORTRESPONSE']._serialized_end=2637
-  _globals['_EDGEFM']._serialized_start=2640
-  _globals['_EDGEFM']._serialized_end=3306
+  _globals['_RECOGNIZERESPONSE']._serialized_end=1122
+  _globals['_MATCH']._serialized_start=1124
+  _globals['_MATCH']._serialized_end=1166
+  _globals['_QUERYERROR']._serialized_start=1169
+  _globals['_QUERYERROR']._serialized_end=1430
+  _globals['_QUERYERROR_CODE']._serialized_start=1267
+  _globals['_QUERYERROR_CODE']._serialized_end=1430
+  _globals['_UPLOADREQUEST']._serialized_start=1432
+  _globals['_UPLOADREQUEST']._serialized_end=1541
+  _globals['_UPLOADRESPONSE']._serialized_start=1543
+  _globals['_UPLOADRESPONSE']._serialized_end=1595
+  _globals['_UPLOADACK']._serialized_start=1597
+  _globals['_UPLOADACK']._serialized_end=1700
+  _globals['_WATCHREQUEST']._serialized_start=1702
+  _globals['_WATCHREQUEST']._serialized_end=1756
+  _globals['_WATCHEVENT']._serialized_start=1758
+  _globals['_WATCHEVENT']._serialized_end=1866
+  _globals['_FETCHREQUEST']._serialized_start=1868
+  _globals['_FETCHREQUEST']._serialized_end=1920
+  _globals['_FETCHCHUNK']._serialized_start=1922
+  _globals['_FETCHCHUNK']._serialized_end=2007
+  _globals['_LISTLABELSREQUEST']._serialized_start=2009
+  _globals['_LISTLABELSREQUEST']._serialized_end=2049
+  _globals['_ADDLABELSREQUEST']._serialized_start=2051
+  _globals['_ADDLABELSREQUEST']._serialized_end=2106
+  _globals['_REMOVELABELSREQUEST']._serialized_start=2108
+  _globals['_REMOVELABELSREQUEST']._serialized_end=2166
+  _globals['_LABELPOOL']._serialized_start=2168
+  _globals['_LABELPOOL']._serialized_end=2256
+  _globals['_ROLLBACKREQUEST']._serialized_start=2258
+  _globals['_ROLLBACKREQUEST']._serialized_end=2330
+  _globals['_REPORTREQUEST']._serialized_start=2332
+  _globals['_REPORTREQUEST']._serialized_end=2425
+  _globals['_REFUSAL']._serialized_start=2428
+  _globals['_REFUSAL']._serialized_end=2669
+  _globals['_REFUSAL_KIND']._serialized_start=2545
+  _globals['_REFUSAL_KIND']._serialized_end=2661
+  _globals['_REPORTRESPONSE']._serialized_start=2671
+  _globals['_REPORTRESPONSE']._serialized_end=2687
+  _globals['_EDGEFM']._serialized_start=2690
+  _globals['_EDGEFM']._serialized_end=3356
 # @@protoc_insertion_point(module_scope)
