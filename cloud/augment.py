@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from ..models.images import Preprocess
+from ..models.runtime import OnnxModel
 
 
 def camera_view(image: Image.Image, seed: int) -> Image.Image:
@@ -22,3 +27,14 @@ def camera_view(image: Image.Image, seed: int) -> Image.Image:
     image = image.crop((left, top, left + crop_width, top + crop_height))
     image = ImageEnhance.Brightness(image).enhance(float(np.exp2(rng.uniform(-0.4, 0.4))))
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.5) * min(image.size) / 64))
+
+
+def trunk_views(
+    trunk: OnnxModel, preprocess: Preprocess, images: Sequence[Image.Image], seeds: Sequence[int], views: int
+) -> np.ndarray:
+    """(B, views, C, h, w) float16 trunk activations of B images; the first view is the image itself."""
+    each = [trunk(preprocess.batch(images))]
+    for view in range(1, views):
+        seen = [camera_view(image, seed + view) for image, seed in zip(images, seeds, strict=True)]
+        each.append(trunk(preprocess.batch(seen)))
+    return np.stack(each, axis=1).astype(np.float16)

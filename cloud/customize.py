@@ -30,7 +30,7 @@ from ..models.runtime import OnnxModel
 from ..models.student_graph import HEAD_FILE, TAIL_FILE, Head, tail_to_bytes
 from ..models.students import student_profile
 from ..models.versions import GRAPH_FILE, Calibration, StudentManifest, sha256_hex
-from .augment import camera_view
+from .augment import trunk_views
 from .config import CustomizationConfig
 from .learning import Judgement, embed_with, fit_closed_form, held_out_mask, judge, train_tail
 from .store import SampleStore, StoredSamples, image_path
@@ -124,13 +124,10 @@ class _Data:
         """(len(rows), views, C, h, w) float16 trunk activations; the first view is the sample itself."""
         profile = student_profile(self.manifest.profile)
         trunk = OnnxModel(trunk_graph(profile.backbone, profile.input_size), self.job.config.threads)
-        preprocess, parts = self.manifest.preprocess, []
+        parts = []
         for start, images in zip(range(0, len(rows), _BATCH), self.images(rows), strict=True):
-            each = [trunk(preprocess.batch(images))]
-            for view in range(1, views):
-                seeds = [int(self.stored.sha256[row][:8], 16) + view for row in rows[start : start + len(images)]]
-                each.append(trunk(preprocess.batch([camera_view(i, s) for i, s in zip(images, seeds, strict=True)])))
-            parts.append(np.stack(each, axis=1).astype(np.float16))
+            seeds = [int(self.stored.sha256[row][:8], 16) for row in rows[start : start + _BATCH]]
+            parts.append(trunk_views(trunk, self.manifest.preprocess, images, seeds, views))
         return np.concatenate(parts)
 
     def embed_running(self, rows: np.ndarray) -> np.ndarray:

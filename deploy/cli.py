@@ -19,7 +19,7 @@ from ..models.errors import (
     ModelError,
     StoreError,
 )
-from ..models.students import PROFILES
+from ..models.students import DEFAULT_STUDENT, PROFILES
 from .settings import load_config, parse_labels, parse_size
 
 EXIT_CODES: tuple[tuple[type[EdgeFMError], int], ...] = (
@@ -405,6 +405,35 @@ def bench_students(
     except ImportError as error:
         raise MissingExtraError(f"this needs more packages ({error.name}): pip install 'edgefm[demo]'") from error
     result = bench.bench_students(data, samples, seed, Console())
+    if json_file is not None:
+        bench.save(result, json_file)
+
+
+@bench_app.command("learning")
+def bench_learning(
+    data: Annotated[list[Path], typer.Option(help="Folders or tars laid out train/<label>/, val/<label>/.")],
+    student: Annotated[str, typer.Option(help="Which student.")] = DEFAULT_STUDENT,
+    samples: Annotated[
+        str, typer.Option(help="Numbers of samples that the FM labels; 0 is version 0.")
+    ] = "0,100,400,1600",
+    seeds: Annotated[int, typer.Option(help="Repeats, each with other samples.")] = 5,
+    accuracy_target: Annotated[float, typer.Option(help="Accuracy to keep, of the FM's.")] = 0.99,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+) -> None:
+    """Edge share against samples, clean and by night, blurred, noisy, compressed. About 40 minutes on 2 cores."""
+    try:
+        from rich.console import Console
+
+        from . import bench, bench_learning
+    except ImportError as error:
+        raise MissingExtraError(f"this needs more packages ({error.name}): pip install 'edgefm[demo]'") from error
+    try:
+        counts = sorted({int(count) for count in samples.split(",")})
+    except ValueError:
+        raise ConfigError(f"--samples is a list of numbers such as 0,100,400, got {samples!r}") from None
+    if counts[0] < 0 or seeds < 1:
+        raise ConfigError("--samples must not be negative, --seeds must be at least 1")
+    result = bench_learning.bench_learning(data, student, counts, seeds, accuracy_target, Console())
     if json_file is not None:
         bench.save(result, json_file)
 

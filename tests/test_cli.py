@@ -163,6 +163,7 @@ def test_the_commands_are_these():
             "labels add",
             "labels remove",
             "bench students",
+            "bench learning",
             "students export",
             "profile",
             "select",
