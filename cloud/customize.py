@@ -32,7 +32,10 @@ _FEATURE_BATCH = 32
 
 @dataclass(frozen=True)
 class Job:
-    """All that a run depends on. `running` and `version0` are folders with a version's files and manifest.json."""
+    """All that a run depends on. `running` and `version0` are folders with a version's files and manifest.json.
+
+    `since` (Unix seconds) leaves older samples out: after a drift alarm they are of another distribution.
+    """
 
     store: Path
     environment: str
@@ -41,6 +44,7 @@ class Job:
     version0: Path
     output: Path
     config: CustomizationConfig
+    since: float = 0.0
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), default=str))
@@ -89,7 +93,7 @@ class FeatureCache:
 def load_samples(job: Job, manifest: StudentManifest) -> tuple[list[str], Samples]:
     """The environment's samples with their features; those whose image has gone or is damaged are left out."""
     store = SampleStore(job.store)
-    stored = store.samples(job.environment)
+    stored = store.samples(job.environment, job.since)
     backbone = "-".join(ref.sha256[:16] for ref in manifest.files if ref.name != HEAD_FILE)
     cache = FeatureCache(job.store, backbone)
     features = cache.get()
