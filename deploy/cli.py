@@ -1,8 +1,7 @@
-"""The command line: `edgefm cloud | agent | labels | rollback | bench | demo`."""
+"""The command line: `edgefm cloud | agent | labels | rollback | status | bench | demo`."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..models.errors import (
     ModelError,
     StoreError,
 )
+from . import logs
 from .settings import load_config, parse_labels
 
 EXIT_CODES: tuple[tuple[type[EdgeFMError], int], ...] = (
@@ -60,15 +60,14 @@ Environment = Annotated[str, typer.Option("--environment", "-e", help="The envir
 def root(
     show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, not only warnings.")] = False,
+    log_format: Annotated[str, typer.Option(help="text (key=value) or json; one line a record, on stderr.")] = "text",
 ) -> None:
+    if log_format not in logs.FORMATS:
+        raise ConfigError(f"--log-format is {' or '.join(logs.FORMATS)}, got {log_format!r}")
+    logs.configure(verbose, log_format)
     if show_version:
         typer.echo(f"edgefm {version('edgefm')}")
         raise typer.Exit
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
-        stream=sys.stderr,
-    )
 
 
 @app.command()
@@ -88,6 +87,13 @@ def cloud(
     student: Annotated[str | None, typer.Option(help="Default student: lite0-64, -96, -128, -160. [lite0-128]")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Samples the FM sees at once, at most. [16]")] = None,
     max_delay_ms: Annotated[float | None, typer.Option(help="How long a batch may fill. [5]")] = None,
+    max_queue: Annotated[int | None, typer.Option(help="Samples that wait for the FM, at most. [1024]")] = None,
+    store_bytes: Annotated[int | None, typer.Option(help="Quota of the sample store; 0: none. [0]")] = None,
+    retention_days: Annotated[float | None, typer.Option(help="Older samples are removed; 0: never. [0]")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics there; 0 takes a free one, without it none are served.")
+    ] = None,
+    metrics_host: Annotated[str | None, typer.Option(help="Address of the metrics. [127.0.0.1]")] = None,
 ) -> None:
     """Runs the cloud: the FM behind gRPC, the sample store, customization and the registry of versions."""
     try:
@@ -107,6 +113,11 @@ def cloud(
         "student": student,
         "max_batch": max_batch,
         "max_delay_ms": max_delay_ms,
+        "max_queue": max_queue,
+        "store_bytes": store_bytes,
+        "retention_days": retention_days,
+        "metrics_port": metrics_port,
+        "metrics_host": metrics_host,
     }
     asyncio.run(serve(load_config(CloudConfig, "cloud", config, flags)))
 
@@ -138,14 +149,19 @@ def agent(
     prefix: Annotated[str, typer.Option(help="Take only names that begin with this, e.g. train/.")] = "",
     shuffle_seed: Annotated[int | None, typer.Option(help="Order by content hash instead of by name.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics there; 0 takes a free one, without it none are served.")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address of the metrics.")] = "127.0.0.1",
 ) -> None:
     """Runs a device: answers every image of SOURCE, on the edge or by the cloud, and prints a summary."""
+    import contextlib
     import itertools
     import json
 
     from ..edge.agent import Agent
     from ..edge.config import AgentConfig
-    from ..edge.records import JsonLines
+    from ..edge.records import JsonLines, Sink
     from ..edge.sources import open_source
 
     flags = {
@@ -167,9 +183,16 @@ def agent(
     frames = itertools.islice(open_source(source, prefix, shuffle_seed), limit)
     first = next(frames, None)  # an empty or missing source is an error before anything is contacted
     sink = JsonLines(output)
-    with Agent(settings) as running:
+    with Agent(settings) as running, contextlib.ExitStack() as stack:
+        observed: Sink = sink
+        if metrics_port is not None:
+            from ..edge.metrics import AgentMetrics
+
+            metrics = AgentMetrics(lambda: running.summary)
+            stack.enter_context(metrics.serve(metrics_host, metrics_port))
+            observed = metrics.observe(sink)
         if first is not None:
-            running.run(itertools.chain([first], frames), sink)
+            running.run(itertools.chain([first], frames), observed)
     sink.close()
     typer.echo(json.dumps(running.summary.as_dict()))
 
@@ -226,6 +249,22 @@ def rollback(
 
     with Operator(cloud) as operator:
         typer.echo(f"{environment} runs student version {operator.rollback(environment, to)}")
+
+
+@app.command()
+def status(
+    environment: Annotated[str, typer.Argument(help="The environment; by default all.")] = "",
+    cloud: CloudAddress = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
+) -> None:
+    """Shows what the cloud runs: versions, samples, agreement, drift alarms, refusals of devices, queue."""
+    from ..edge.operator import Operator
+    from .status import lines
+
+    with Operator(cloud) as operator:
+        found = operator.status(environment)
+    for line in lines(found, as_json):
+        typer.echo(line)
 
 
 @bench_app.command("students")
