@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..models.checks import require_finite
+from ..models.errors import ConfigError
 from ..models.students import DEFAULT_STUDENT
 from ..proto.limits import DEFAULT_PORT
 
@@ -49,6 +50,39 @@ class CustomizationConfig:
 
 
 @dataclass(frozen=True)
+class DriftConfig:
+    """When an environment counts as changed (`edgefm.cloud.drift`).
+
+    Attributes:
+        baseline: samples, answered by student and FM both, that a new version is compared with later; and
+        window: those of one look at the margins; for the margins both go on until they are worth `effective` equally
+            weighted samples.
+        tolerance: rise of disagreement at equal margins that is not worth an alarm.
+        average_run: samples to a false alarm of the agreement test, on average, at least.
+        margin_level: chance that a version ever raises a false alarm of the margin test.
+        least_shift: Kolmogorov-Smirnov distance of the margins below which no alarm is raised.
+        recent: samples of the agreement that is reported.
+    """
+
+    baseline: int = 300
+    window: int = 200
+    effective: float = 60.0
+    tolerance: float = 0.03
+    average_run: float = 10_000.0
+    margin_level: float = 0.01
+    least_shift: float = 0.15
+    recent: int = 500
+
+    def __post_init__(self) -> None:
+        if min(self.baseline, self.window, self.recent) < 20:
+            raise ConfigError("drift: baseline, window and recent must be at least 20")
+        if not 0 < self.margin_level < 1 or not 0 < self.average_run < 1e15 or not 0 < self.effective < 1e6:
+            raise ConfigError(
+                "drift: margin_level is a probability in (0, 1), average_run in (0, 1e15), effective in (0, 1e6)"
+            )
+
+
+@dataclass(frozen=True)
 class CloudConfig:
     """One cloud service.
 
@@ -62,6 +96,12 @@ class CloudConfig:
         student: profile of devices that ask for none.
         max_batch: samples the FM sees at once, at most.
         max_delay_ms: how long a sample waits for its batch to fill, at most.
+        max_queue: samples that wait for the FM, at most; past it devices are told to come again later.
+        store_bytes: quota of the stored images and embeddings; 0: none. What goes first: `edgefm.cloud.store`.
+        retention_days: older samples are removed; 0: never.
+        health_period_s: how often the store is written to and a failed FM asked again.
+        metrics_port: serves Prometheus metrics at /metrics; 0 takes a free one, None serves none.
+        metrics_host: loopback unless told otherwise.
     """
 
     data_dir: Path = Path("edgefm-cloud")
@@ -73,7 +113,22 @@ class CloudConfig:
     student: str = DEFAULT_STUDENT
     max_batch: int = 16
     max_delay_ms: float = 5.0
+    max_queue: int = 1024
+    store_bytes: int = 0
+    retention_days: float = 0.0
+    health_period_s: float = 2.0
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
     customization: CustomizationConfig = field(default_factory=CustomizationConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
 
     def __post_init__(self) -> None:
         require_finite(self)
+        if self.max_batch < 1 or self.max_queue < self.max_batch:
+            raise ConfigError(
+                f"max_batch must be at least 1 and max_queue at least max_batch, got {self.max_batch}, {self.max_queue}"
+            )
+        if not 0.01 <= self.health_period_s <= 3600:
+            raise ConfigError(f"health_period_s is between 0.01 and 3600, got {self.health_period_s}")
+        if min(self.store_bytes, self.retention_days, self.max_delay_ms) < 0:
+            raise ConfigError("store_bytes, retention_days and max_delay_ms must not be negative")

@@ -41,7 +41,10 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Job:
-    """All that a run depends on. `running` and `version0` are folders with a version's files and manifest.json."""
+    """All that a run depends on. `running` and `version0` are folders with a version's files and manifest.json.
+
+    `since` (Unix seconds) leaves older samples out: after a drift alarm they are of another distribution.
+    """
 
     store: Path
     environment: str
@@ -50,6 +53,7 @@ class Job:
     version0: Path
     output: Path
     config: CustomizationConfig
+    since: float = 0.0
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), default=str))
@@ -191,9 +195,10 @@ def run(job: Job) -> Outcome:
     pool = LabelPool.load(job.pool)
     data = load_data(job, manifest)
     mask = held_out_mask(data.stored.sha256, job.config.held_out)
-    if mask.all() or not mask.any():
+    # After a drift alarm the old samples still teach, so that a look that returns is not forgotten; the new ones judge.
+    train, held_out = np.flatnonzero(~mask), np.flatnonzero(mask & (data.stored.received_at >= job.since))
+    if not len(train) or not len(held_out):
         raise StoreError(f"{len(mask)} samples are too few to train on some and hold others out")
-    train, held_out = np.flatnonzero(~mask), np.flatnonzero(mask)
     targets = data.stored.embeddings
 
     version0 = Head.from_bytes((job.version0 / HEAD_FILE).read_bytes(), manifest.embedding_dim)

@@ -5,24 +5,35 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
 from typing import TypeVar
 
 import numpy as np
 
-from ..models.errors import ConfigError, EdgeFMError, InputError, LabelError, LabelExistsError, LabelMissingError
+from ..models.errors import (
+    ConfigError,
+    EnvironmentMissingError,
+    InputError,
+    LabelError,
+    LabelExistsError,
+    LabelMissingError,
+    StoreError,
+)
 from ..models.foundation import FoundationModel, build_pool
 from ..models.pool import LabelPool, check_labels
-from ..models.student_graph import HEAD_FILE, VERSION0_TEMPERATURE, student_files, version0_head
 from ..models.students import student_profile
-from ..models.versions import BlobRef, Calibration, StudentManifest
+from ..models.versions import BlobRef, StudentManifest
 from .config import CloudConfig
-from .customize import Outcome
+from .data_dir import DataDirLock
+from .drift import Observation
+from .drift_watch import DriftWatch
+from .keeper import Keeper
 from .registry import Registry, check_environment_name
-from .store import Labelled, SampleStore
-from .trainer import Schedule, customize
+from .registry_repair import repair
+from .store import Kept, Labelled, NewSample, SampleStore
+from .trainer import Trainer
+from .version0 import publish_version0
 
 T = TypeVar("T")
 log = logging.getLogger("edgefm.cloud.environments")
@@ -32,61 +43,96 @@ BASE = "base"
 
 
 class Environments:
-    """All state of the service that outlives a request. One per process; call it from the event loop only.
+    """All state of the service that outlives a request. One per process and data_dir; call it from the event loop only.
 
-    Slow work (text tower, disk, export) runs in a thread of its own, one piece at a time, so that changes of one
-    environment happen in order.
+    Slow work on versions and pools (text tower, disk, export) runs in a thread of its own, one piece at a time, so that
+    changes of one environment happen in order; samples have another thread (`keeper`).
     """
 
     def __init__(self, model: FoundationModel, config: CloudConfig) -> None:
         self.model = model
-        self.registry = Registry(config.data_dir / "registry")
-        self._store_path = config.data_dir / "store"
-        self.store = SampleStore(self._store_path)
         self._config = config
+        self._lock = DataDirLock(config.data_dir)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="environments")
         self._change = asyncio.Lock()
         self._pools: dict[str, tuple[LabelPool, BlobRef]] = {}
         self._students: dict[str, StudentManifest] = {}
-        self._counts: dict[str, int] = {}
-        self._schedules: dict[str, Schedule] = {}
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._runs: set[asyncio.Task[None]] = set()
+        self._follow_ups: set[asyncio.Task[None]] = set()
+
+        store = config.data_dir / "store"
+        self.registry = Registry(config.data_dir / "registry")
+        self.drift = DriftWatch(config.data_dir / "drift", config.drift)
+        self.keeper = Keeper(
+            store, config.store_bytes, config.retention_days, lambda name: self.trainer.sample_kept(name)
+        )
+        self.trainer = Trainer(self.registry, store, config.customization, self.keeper, self._change, self._published)
 
     async def start(self) -> None:
-        """Loads what the disk has; embeds the base labels."""
+        """Repairs and loads what the disk has; embeds the base labels.
+
+        Raises:
+            StoreError: the disk refuses, or another cloud works in the data_dir.
+            ConfigError: the data_dir was made with another FM.
+        """
+        self._lock.take()
+        await self.keeper.start()
+        unusable = (await self._in_thread(repair, self.registry)).unusable
         for name in self.registry.environments():
-            self._load(name)
-        if self._config.labels and BASE not in self._pools:
+            if name not in unusable:
+                await self._in_thread(self._load, name)
+        if not self._config.labels:
+            return
+        if BASE not in self._pools:
             await self._set_pool(BASE, self._config.labels)
+        elif set(check_labels(self._config.labels)) != set(self._pools[BASE][0].labels):
+            log.warning(
+                "event=labels_ignored data_dir=%s stored=%s asked=%s advice=%s",
+                self._config.data_dir,
+                ", ".join(self._pools[BASE][0].labels),
+                ", ".join(self._config.labels),
+                "the base pool is on the disk already; change it with 'edgefm labels add' and 'edgefm labels remove'",
+            )
 
     async def close(self) -> None:
-        self._schedules.clear()  # nothing becomes due any more
-        for run in self._runs:
-            run.cancel()
-        await asyncio.gather(*self._runs, return_exceptions=True)
+        await self.trainer.close()
+        for task in self._follow_ups:
+            task.cancel()
+        await asyncio.gather(*self._follow_ups, return_exceptions=True)
         self._worker.shutdown()
-        self.store.close()
+        await self.keeper.close()
+        self._lock.release()
 
     # ---- looking things up
 
     def pool(self, environment: str) -> tuple[LabelPool, BlobRef]:
-        """Raises `InputError` for an environment that no device has registered."""
+        """Raises `EnvironmentMissingError` for an environment that no device has registered."""
         try:
             return self._pools[environment]
         except KeyError:
             known = ", ".join(sorted(self._pools.keys() - {BASE})) or "none yet"
-            raise InputError(f"unknown environment {environment!r}; known: {known}. A device registers it") from None
+            text = f"unknown environment {environment!r}; known: {known}. A device registers it"
+            raise EnvironmentMissingError(text) from None
 
     def student(self, environment: str) -> StudentManifest:
         self.pool(environment)
         try:
             return self._students[environment]
         except KeyError:
-            raise InputError(f"{environment!r} has no student; no device has registered there") from None
+            text = f"{environment!r} has no student; no device has registered there"
+            raise EnvironmentMissingError(text) from None
+
+    def names(self) -> list[str]:
+        """Environments with a student."""
+        return sorted(self._students)
+
+    @property
+    def store(self) -> SampleStore:
+        return self.keeper.store
 
     def samples_labelled(self, environment: str) -> int:
-        return self._counts.get(environment, 0)
+        """Ever labelled by the FM and kept, also those evicted since."""
+        return self.keeper.labelled(environment)
 
     @property
     def has_base(self) -> bool:
@@ -96,7 +142,7 @@ class Environments:
     @property
     def busy(self) -> bool:
         """A student is learning now."""
-        return bool(self._runs)
+        return self.trainer.busy
 
     # ---- changes
 
@@ -119,9 +165,13 @@ class Environments:
             if not wanted:
                 raise LabelError(f"{environment} is new and has no labels; register with labels or give the cloud some")
             pool, _ = await self._set_pool(environment, wanted)
-            manifest = await self._in_thread(self._publish_version0, environment, profile.name, pool.version)
-            self._students[environment] = manifest
-            self._schedules[environment] = Schedule(self._config.customization, 0)
+            if self.registry.versions(environment):  # only the pool was lost
+                manifest = await self._in_thread(self.registry.current, environment)
+            else:
+                manifest = await self._in_thread(
+                    publish_version0, self.registry, self.model, environment, profile.name, pool.version
+                )
+            self._run_student(manifest, manifest.samples)
             log.info("event=registered environment=%s labels=%d student=%s", environment, len(wanted), profile.name)
             return list(pool.warnings)
 
@@ -152,6 +202,8 @@ class Environments:
             if not wanted:
                 raise LabelError(f"the pool of {name} would be empty; add another label first")
             pool, _ = await self._set_pool(name, wanted)
+            if name in self._students:
+                self.drift.begin(name, self._students[name].version, pool.version)
             self._notify(name)
             log.info("event=pool_changed environment=%s labels=%d pool=%s", name, len(wanted), pool.version)
             return pool
@@ -160,30 +212,62 @@ class Environments:
         self.student(environment)
         async with self._change:
             manifest = await self._in_thread(self.registry.rollback, environment, version)
-            self._students[environment] = manifest
-            self._notify(environment)
+            self._published(manifest)
             log.info("event=rolled_back environment=%s version=%d", environment, manifest.version)
             return manifest
 
     async def keep(
         self, environment: str, image: bytes, embedding: np.ndarray, propensity: float, device_id: str
-    ) -> tuple[str, bool]:
-        """Stores a sample with what the FM said of it; starts customization when enough have come.
-
-        Raises:
-            InputError: no device has registered there, or the propensity is no probability.
-        """
-        self.student(environment)
-        if not 0 < propensity <= 1:
-            raise InputError(f"a sample's propensity is a probability above 0, got {propensity}")
+    ) -> Kept:
+        """Stores a sample with what the FM says of it, see `keep_labelled`."""
         pool, _ = self.pool(environment)
         recognition = pool.recognise(embedding[None], top_k=1)
         labelled = Labelled(embedding, pool.answers(recognition)[0], float(recognition.margins[0]), pool.version)
-        sha256, duplicate = await self._in_thread(self.store.add, environment, image, labelled, propensity, device_id)
-        if not duplicate:
-            self._counts[environment] = self.samples_labelled(environment) + 1
-            self._customize_if_due(environment)
-        return sha256, duplicate
+        return await self.keep_labelled(NewSample(environment, image, labelled, propensity, device_id))
+
+    async def keep_labelled(self, sample: NewSample) -> Kept:
+        """Stores a sample; starts customization when enough have come.
+
+        Raises:
+            InputError: no device has registered there, or the propensity is no probability.
+            StoreError: the disk refuses.
+        """
+        self.student(sample.environment)
+        check_propensity(sample.propensity)
+        return await self.keeper.keep(sample)
+
+    def observe(self, environment: str, student_version: int, pool_version: str, observation: Observation) -> None:
+        """Takes in a sample that student and FM both answered; an alarm asks for a customization run."""
+        student = self._students.get(environment)
+        if student is None or (student.version, self._pools[environment][0].version) != (student_version, pool_version):
+            return
+        alarm = self.drift.observe(environment, student_version, pool_version, observation)
+        if alarm is not None:
+            self._follow_up(self.trainer.drifted(environment, alarm.since))
+        if alarm is not None or self.drift.worth_saving(environment):
+            self._follow_up(self._save_drift(environment, self.drift.snapshot(environment)))
+
+    async def _save_drift(self, environment: str, snapshot: bytes) -> None:
+        try:
+            await self._in_thread(self.drift.save, environment, snapshot)
+        except StoreError as error:
+            log.error("event=drift_state_not_saved environment=%s reason=%s", environment, error)
+
+    def _follow_up(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._follow_ups.add(task)
+        task.add_done_callback(self._follow_ups.discard)
+
+    def _published(self, manifest: StudentManifest) -> None:
+        self._students[manifest.environment] = manifest
+        self.drift.begin(manifest.environment, manifest.version, self._pools[manifest.environment][0].version)
+        self._notify(manifest.environment)
+
+    def _run_student(self, manifest: StudentManifest, samples: int) -> None:
+        """Its first student, or the one found on the disk; `samples` those that the latest version learned from."""
+        self._students[manifest.environment] = manifest
+        self.drift.begin(manifest.environment, manifest.version, self._pools[manifest.environment][0].version)
+        self.trainer.watch(manifest.environment, samples)
 
     # ---- watching
 
@@ -214,11 +298,9 @@ class Environments:
                 "start the cloud with that FM or with another --data-dir"
             )
         # A registration that was cut short has left a pool and no version: it is repeated by the next device.
-        if name != BASE and self.registry.versions(name):
-            self._students[name] = self.registry.current(name)
-            self._counts[name] = self.store.count(name)
-            latest = self.registry.manifest(name, self.registry.versions(name)[-1])
-            self._schedules[name] = Schedule(self._config.customization, latest.samples)
+        versions = self.registry.versions(name)
+        if name != BASE and versions:
+            self._run_student(self.registry.current(name), self.registry.manifest(name, versions[-1]).samples)
 
     async def _set_pool(self, name: str, labels: Sequence[str]) -> tuple[LabelPool, BlobRef]:
         pool = await self._in_thread(build_pool, self.model, labels)
@@ -226,98 +308,8 @@ class Environments:
         self._pools[name] = (pool, ref)
         return pool, ref
 
-    def _publish_version0(self, environment: str, profile_name: str, pool_version: str) -> StudentManifest:
-        profile = student_profile(profile_name)
-        manifest = StudentManifest(
-            environment=environment,
-            version=0,
-            parent=None,
-            profile=profile.name,
-            preprocess=profile.preprocess,
-            embedding_dim=self.model.dim,
-            temperature=VERSION0_TEMPERATURE * self.model.temperature,
-            foundation_model=self.model.name,
-            pool_version=pool_version,
-            samples=0,
-            agreement=None,
-            parent_agreement=None,
-            method="classifier-ridge",
-            calibration=Calibration(),
-            files=[],
-            created_at=_now(),
-        )
-        return self.registry.publish(manifest, student_files(profile, version0_head(profile, self.model)))
 
-    def _customize_if_due(self, environment: str) -> None:
-        samples, schedule = self.samples_labelled(environment), self._schedules[environment]
-        if self._runs or not schedule.due(samples):
-            return
-        schedule.started(samples)
-        run = asyncio.create_task(self._customize(environment), name=f"customize-{environment}")
-        self._runs.add(run)
-        run.add_done_callback(self._run_ended)
-
-    def _run_ended(self, run: asyncio.Task[None]) -> None:
-        self._runs.discard(run)
-        if not run.cancelled():  # closing cancels; otherwise another environment may have become due meanwhile
-            for environment in self._schedules:
-                self._customize_if_due(environment)
-
-    async def _customize(self, environment: str) -> None:
-        started = asyncio.get_running_loop().time()
-        try:
-            outcome, files, parent = await customize(
-                self.registry, self._store_path, environment, self._config.customization
-            )
-            async with self._change:
-                published = await self._in_thread(self._publish, environment, outcome, files, parent)
-        except EdgeFMError as error:
-            log.error("event=customization_failed environment=%s reason=%s", environment, error)
-            return
-        seconds = asyncio.get_running_loop().time() - started
-        log.info(
-            "event=customized environment=%s accepted=%s version=%s samples=%d agreement=%.4f parent=%.4f quality=%.4f "
-            "parent_quality=%.4f method=%s "
-            "seconds=%.1f",
-            environment,
-            outcome.accepted,
-            published.version if published else None,
-            outcome.samples,
-            outcome.agreement,
-            outcome.parent_agreement,
-            outcome.quality,
-            outcome.parent_quality,
-            outcome.method,
-            seconds,
-        )
-        if published:
-            self._students[environment] = published
-            self._notify(environment)
-
-    def _publish(
-        self, environment: str, outcome: Outcome, weights: dict[str, bytes], parent: StudentManifest
-    ) -> StudentManifest | None:
-        if not outcome.accepted or self.registry.current(environment).version != parent.version:
-            return None  # refused by the gate, or rolled back while it learned
-        successor = parent.model_copy(
-            update={
-                "parent": parent.version,
-                "pool_version": outcome.pool_version,
-                "samples": outcome.samples,
-                "agreement": outcome.agreement,
-                "parent_agreement": outcome.parent_agreement,
-                "temperature": outcome.temperature,
-                "method": outcome.method,
-                "calibration": outcome.calibration,
-                "created_at": _now(),
-            }
-        )
-        if outcome.files == (HEAD_FILE,):  # the head was fitted to the pretrained tail, which the parent may not have
-            pretrained = {ref.name: ref for ref in self.registry.manifest(environment, 0).files}
-            files = [pretrained[ref.name] for ref in parent.files]
-            successor = successor.model_copy(update={"files": files})
-        return self.registry.publish(successor, weights)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def check_propensity(propensity: float) -> None:
+    """Raises `InputError` unless it is a probability above 0."""
+    if not 0 < propensity <= 1:
+        raise InputError(f"a sample's propensity is a probability above 0, got {propensity}")

@@ -33,10 +33,11 @@ def check_environment_name(name: str) -> str:
 
 
 class Registry:
-    """One folder, one writing process."""
+    """One folder, one writing process. Its parts are written in the order blobs, manifest, pointer, so that a process
+    killed in between leaves the pointer at a whole version; `registry_repair` clears away the rest at the next start."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         try:
             (root / "blobs").mkdir(parents=True, exist_ok=True)
             (root / "environments").mkdir(exist_ok=True)
@@ -48,7 +49,9 @@ class Registry:
     def put_blob(self, name: str, data: bytes) -> BlobRef:
         ref = BlobRef.of(name, data)
         path = self.blob_path(ref.sha256)
-        if not path.exists():
+        try:
+            verify_file(path, ref)
+        except ModelError:  # missing, or damaged: then this mends it
             write_atomic(path, data)
         return ref
 
@@ -56,7 +59,7 @@ class Registry:
         """Raises `InputError` for what is no hash, so that no request can name another file."""
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise InputError(f"a blob is named by 64 hex digits, got {sha256[:80]!r}")
-        return self._root / "blobs" / sha256
+        return self.root / "blobs" / sha256
 
     def materialise(self, manifest: StudentManifest, folder: Path) -> None:
         """Lays a version's files side by side in `folder`, verified; hard links where the disk allows."""
@@ -72,11 +75,16 @@ class Registry:
 
     # ---- environments
 
+    def names(self) -> list[str]:
+        """All environments that have left something."""
+        return sorted(path.name for path in (self.root / "environments").iterdir() if _NAME.fullmatch(path.name))
+
     def environments(self) -> list[str]:
-        return sorted(path.name for path in (self._root / "environments").iterdir() if (path / "pool.json").exists())
+        """Those with a pool."""
+        return [name for name in self.names() if (self._folder(name) / "pool.json").exists()]
 
     def _folder(self, environment: str) -> Path:
-        return self._root / "environments" / check_environment_name(environment)
+        return self.root / "environments" / check_environment_name(environment)
 
     def set_pool(self, environment: str, pool: LabelPool) -> BlobRef:
         ref = self.put_blob("pool.npz", pool.to_bytes())
@@ -108,7 +116,7 @@ class Registry:
         if path.exists():
             raise StoreError(f"version {number} of {manifest.environment} exists already; versions are immutable")
         write_atomic(path, published.to_json().encode())
-        self._point(manifest.environment, number)
+        self.point(manifest.environment, number)
         return published
 
     def versions(self, environment: str) -> list[int]:
@@ -125,24 +133,48 @@ class Registry:
         except OSError as error:
             raise ModelError(f"cannot read {path}: {error.strerror}") from error
 
-    def current(self, environment: str) -> StudentManifest:
+    def pointed(self, environment: str) -> int:
+        """The number in the pointer. Raises `ModelError` when there is none."""
         path = self._folder(environment) / "current"
         try:
-            return self.manifest(environment, int(path.read_text()))
+            return int(path.read_text())
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"{environment} has no current version: {error}; write one of {self.versions(environment)} into {path}"
             ) from error
 
+    def current(self, environment: str) -> StudentManifest:
+        return self.manifest(environment, self.pointed(environment))
+
+    def verify(self, manifest: StudentManifest) -> None:
+        """Raises `ModelError` unless every file of the version is there and whole."""
+        for ref in manifest.files:
+            verify_file(self.blob_path(ref.sha256), ref)
+
     def rollback(self, environment: str, version: int | None = None) -> StudentManifest:
-        """Makes an earlier version current: the given one, or the parent of the current."""
+        """Makes an earlier version current: the given one, or the parent of the current.
+
+        Raises:
+            InputError: there is no such version, or no parent.
+            ModelError: a file of the version is damaged.
+        """
         running = self.current(environment)
         target = running.parent if version is None else version
         if target is None:
             raise InputError(f"version {running.version} of {environment} has no parent to roll back to")
         manifest = self.manifest(environment, target)
-        self._point(environment, manifest.version)
+        self.verify(manifest)
+        self.point(environment, manifest.version)
         return manifest
 
-    def _point(self, environment: str, version: int) -> None:
+    def set_versions_aside(self, environment: str) -> Path:
+        """Leaves the environment without versions; returns the folder that has them now."""
+        folder = self._folder(environment)
+        aside = folder / f"versions.damaged-{sum(1 for _ in folder.glob('versions.damaged-*'))}"
+        (folder / "versions").rename(aside)
+        (folder / "current").unlink(missing_ok=True)
+        return aside
+
+    def point(self, environment: str, version: int) -> None:
+        """Makes the version current, whatever its files are worth."""
         write_atomic(self._folder(environment) / "current", str(version).encode())

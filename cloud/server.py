@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
-from functools import partial
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+import numpy as np
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from PIL import Image
+from prometheus_client import start_http_server
 
 from ..models.cache import write_atomic
-from ..models.errors import ConfigError
-from ..models.foundation import load_foundation_model
+from ..models.errors import ConfigError, EdgeFMError
+from ..models.foundation import FoundationModel, load_foundation_model
+from ..models.images import encode_jpeg
+from ..models.pool import LabelPool
 from ..models.students import student_profile
 from ..proto.limits import SERVER_OPTIONS
 from ..proto.v1 import edgefm_pb2 as pb
@@ -22,7 +28,10 @@ from ..proto.v1 import edgefm_pb2_grpc as rpc
 from .batcher import DynamicBatcher
 from .config import CloudConfig
 from .environments import Environments
-from .service import EdgeFMService, FmBatcher, embed_encoded
+from .health import HealthWatch
+from .metrics import CloudMetrics
+from .recognition import FmBatcher, Query, decode, recogniser
+from .service import EdgeFMService
 
 log = logging.getLogger("edgefm.cloud.server")
 SERVICE = pb.DESCRIPTOR.services_by_name["EdgeFM"].full_name
@@ -33,44 +42,120 @@ class CloudServer:
     """The cloud FM service in this process and event loop.
 
     Raises (from `start`):
-        ConfigError: the address cannot be bound, or there is no such FM or student.
+        ConfigError: an address cannot be bound, or there is no such FM or student.
         ModelError, StoreError: the FM, the store or the registry cannot be opened.
     """
 
     def __init__(self, config: CloudConfig) -> None:
         self._config = config
+        self._opened = contextlib.AsyncExitStack()
         self.port = 0
+        self.metrics_port: int | None = None
 
     async def start(self) -> None:
-        config = self._config
+        """What a later step fails after is closed again."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._opened.aclose()
+            raise
+
+    async def stop(self) -> None:
+        await self._opened.aclose()
+
+    async def _start(self) -> None:
+        config, opened = self._config, self._opened
         student_profile(config.student)  # a misspelt default is an error now, not when the first device comes
+        metrics = CloudMetrics()
+        if config.metrics_port is not None:
+            self.metrics_port = self._serve_metrics(metrics)
+        await self._check_port()  # before the FM is loaded
+
         model = await asyncio.get_running_loop().run_in_executor(None, load_foundation_model, config.foundation_model)
         self.environments = Environments(model, config)
+        opened.push_async_callback(self.environments.close)
         await self.environments.start()
-        self._batcher: FmBatcher = DynamicBatcher(partial(embed_encoded, model), config.max_batch, config.max_delay_ms)
-        self._batcher.start()
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        rpc.add_EdgeFMServicer_to_server(EdgeFMService(self.environments, self._batcher), self._server)
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        address = f"{config.host}:{config.port}"
-        try:
-            self.port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {address}: {error}; is another cloud running there?") from error
-        await self._server.start()
-        for name in ("", SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+        batcher: FmBatcher = DynamicBatcher(
+            decode, recogniser(model), config.max_batch, config.max_delay_ms, config.max_queue
+        )
+        batcher.start()
+        opened.push_async_callback(batcher.close)
+
+        canary = Query(encode_jpeg(Image.new("RGB", (64, 64))), _canary_pool(model), 1)
+        servicer = grpc_health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        health = HealthWatch(
+            ("", SERVICE),
+            servicer.set,
+            self.environments.keeper,
+            batcher,
+            canary=lambda: batcher.submit(canary),
+            period_s=config.health_period_s,
+        )
+
+        def batch_computed(size: int, seconds: float, error: EdgeFMError | None) -> None:
+            metrics.batch_computed(size, seconds)
+            health.batch_computed(error)
+
+        batcher.on_batch = batch_computed
+        await health.start()
+        opened.push_async_callback(health.close)
+        metrics.watch(self.environments, batcher, health)
+
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        rpc.add_EdgeFMServicer_to_server(EdgeFMService(self.environments, batcher, health, metrics), server)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        reflection.enable_server_reflection((SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        self.port = self._bind(server)
+        await server.start()
+        opened.push_async_callback(server.stop, GRACE_S)
+        opened.push_async_callback(servicer.enter_graceful_shutdown)
         if config.port_file is not None:
             write_atomic(config.port_file, str(self.port).encode())
         log.info("event=serving address=%s:%d fm=%s data_dir=%s", config.host, self.port, model.name, config.data_dir)
 
-    async def stop(self) -> None:
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(GRACE_S)
-        await self._batcher.close()
-        await self.environments.close()
+    async def _check_port(self) -> None:
+        """Binds and lets go: a gRPC server that never starts would keep its port."""
+        config = self._config
+        try:
+            probe = await asyncio.get_running_loop().create_server(
+                asyncio.Protocol, config.host.strip("[]"), config.port
+            )
+        except OSError as error:
+            address = f"{config.host}:{config.port}"
+            raise ConfigError(
+                f"cannot listen on {address}: {error.strerror}; is another cloud running there?"
+            ) from error
+        probe.close()
+        await probe.wait_closed()
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        address = f"{self._config.host}:{self._config.port}"
+        try:
+            return server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {address}: {error}; is another cloud running there?") from error
+
+    def _serve_metrics(self, metrics: CloudMetrics) -> int:
+        config = self._config
+        try:
+            http, thread = start_http_server(config.metrics_port or 0, config.metrics_host, metrics.registry)
+        except OSError as error:
+            address = f"{config.metrics_host}:{config.metrics_port}"
+            raise ConfigError(f"cannot serve metrics on {address}: {error.strerror}") from error
+
+        def close() -> None:
+            http.shutdown()
+            http.server_close()
+            thread.join()
+
+        self._opened.callback(close)
+        log.info("event=serving_metrics address=%s:%d", config.metrics_host, http.server_port)
+        return http.server_port
+
+
+def _canary_pool(model: FoundationModel) -> LabelPool:
+    return LabelPool(("canary",), np.zeros((1, model.dim), np.float32), model.name)
 
 
 async def serve(config: CloudConfig) -> None:

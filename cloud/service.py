@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from typing import NoReturn, TypeVar
 
@@ -16,52 +18,54 @@ from ..models.errors import (
     ConfigError,
     DeadlineError,
     EdgeFMError,
+    EnvironmentMissingError,
     ImageError,
     InputError,
     LabelExistsError,
     LabelMissingError,
+    OverloadedError,
+    StoreError,
 )
-from ..models.foundation import FoundationModel
-from ..models.images import decode_image
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest
 from ..proto.limits import FETCH_CHUNK_BYTES, MAX_IMAGE_BYTES, MAX_LABELS_PER_CALL, PROTOCOL_VERSION
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
-from .batcher import Batched, DynamicBatcher
-from .environments import BASE, Environments
+from .drift import Observation
+from .environments import BASE, Environments, check_propensity
+from .health import HealthWatch
+from .metrics import CloudMetrics
+from .recognition import FmBatcher, Query, Recognised
+from .status import environment_status
+from .store import Labelled, NewSample
 
 log = logging.getLogger("edgefm.cloud.service")
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext
-FmBatcher = DynamicBatcher[bytes, np.ndarray]
 
 MAX_IN_FLIGHT = 64
 """Unanswered requests of one Recognize stream; past it the stream is read no further (flow control)."""
-
-
-def embed_encoded(model: FoundationModel, images: Sequence[bytes]) -> list[np.ndarray | EdgeFMError]:
-    """Decodes and embeds a batch; a damaged image costs its own answer only. Returns (D,) float32 or an error each."""
-    results: list[np.ndarray | EdgeFMError] = []
-    decoded = []
-    for data in images:
-        try:
-            if len(data) > MAX_IMAGE_BYTES:
-                raise ImageError(f"an image of {len(data)} bytes; at most {MAX_IMAGE_BYTES} are taken")
-            decoded.append(decode_image(data))
-            results.append(np.empty(0))
-        except ImageError as error:
-            results.append(error)
-    embeddings = iter(model.embed_images(decoded)) if decoded else iter(())
-    return [result if isinstance(result, EdgeFMError) else next(embeddings) for result in results]
+MAX_UPLOADS_IN_FLIGHT = 16
+DEFAULT_TOP_K = 5
+KEEP_PATIENCE_S = 0.5
+"""How long an answer waits for its sample to be stored; after that it goes without."""
+STORE_RETRY_MS = 5000
+PUSHBACK = "grpc-retry-pushback-ms"
+REFUSALS = 20
+"""Remembered of each environment, for an operator."""
 
 
 class EdgeFMService(rpc.EdgeFMServicer):
     """See `proto/v1/edgefm.proto` for what each call promises."""
 
-    def __init__(self, environments: Environments, batcher: FmBatcher) -> None:
+    def __init__(
+        self, environments: Environments, batcher: FmBatcher, health: HealthWatch, metrics: CloudMetrics
+    ) -> None:
         self._environments = environments
         self._batcher = batcher
+        self._health = health
+        self._metrics = metrics
+        self._refusals: defaultdict[str, deque[pb.ReportedRefusal]] = defaultdict(lambda: deque(maxlen=REFUSALS))
 
     async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:  # noqa: N802
         if request.protocol != PROTOCOL_VERSION:
@@ -91,9 +95,13 @@ class EdgeFMService(rpc.EdgeFMServicer):
         answers: asyncio.Queue[pb.RecognizeResponse | None] = asyncio.Queue()
         room = asyncio.Semaphore(MAX_IN_FLIGHT)
 
+        peer = context.peer()
+
         async def answer(request: pb.RecognizeRequest) -> None:
             try:
-                answers.put_nowait(await self._recognize(request))
+                response = await self._recognize(request, request.device_id or peer)
+                self._metrics.answered(response)
+                answers.put_nowait(response)
             finally:
                 room.release()
 
@@ -115,57 +123,89 @@ class EdgeFMService(rpc.EdgeFMServicer):
             with contextlib.suppress(asyncio.CancelledError, grpc.RpcError):
                 await reader
 
-    async def _recognize(self, request: pb.RecognizeRequest) -> pb.RecognizeResponse:
+    async def _recognize(self, request: pb.RecognizeRequest, owner: str) -> pb.RecognizeResponse:
         try:
             pool, _ = self._environments.pool(request.environment)
-            batched = await self._batcher.submit(request.image, request.deadline_ms)
+            propensity = request.propensity or 1.0
+            check_propensity(propensity)
             if request.keep:
-                await self._environments.keep(
-                    request.environment, request.image, batched.result, request.propensity or 1.0, request.device_id
-                )
+                self._environments.student(request.environment)  # samples of the base have no place
+            query = Query(request.image, pool, request.top_k or DEFAULT_TOP_K)
+            batched = await self._batcher.submit(query, owner, request.deadline_ms)
         except EdgeFMError as error:
             return pb.RecognizeResponse(query_id=request.query_id, error=_query_error(error))
-        return self._recognized(request, pool, batched)
-
-    def _recognized(
-        self, request: pb.RecognizeRequest, pool: LabelPool, batched: Batched[np.ndarray]
-    ) -> pb.RecognizeResponse:
-        found = pool.recognise(batched.result[None], request.top_k or 5)
+        found = batched.result
+        if request.edge_label:
+            agrees = request.edge_label == found.label
+            observation = Observation(request.edge_margin, agrees, propensity, time.time())
+            if request.edge_pool_version == pool.version:
+                self._environments.observe(request.environment, request.student_version, pool.version, observation)
+        if request.keep:
+            await self._keep(request, found, propensity)
         return pb.RecognizeResponse(
             query_id=request.query_id,
             matches=[
                 pb.Match(label=pool.labels[index], similarity=similarity)
-                for index, similarity in zip(found.indices[0], found.similarities[0], strict=True)
+                for index, similarity in zip(found.indices.tolist(), found.similarities.tolist(), strict=True)
             ],
-            unknown=bool(found.unknown[0]),
-            margin=float(found.margins[0]),
+            unknown=found.unknown,
+            margin=found.margin,
             queue_ms=batched.queue_ms,
             compute_ms=batched.compute_ms,
             batch_size=batched.batch_size,
             pool_version=pool.version,
             samples_labelled=self._environments.samples_labelled(request.environment),
-            edge_similarity=_similarity(pool, batched.result, request.edge_label),
+            edge_similarity=_similarity(pool, batched.result.embedding, request.edge_label),
         )
+
+    async def _keep(self, request: pb.RecognizeRequest, found: Recognised, propensity: float) -> None:
+        """The answer does not depend on it: a disk that is full or hangs costs the sample, not the answer."""
+        sample = _sample(request, found, propensity, durable=False)
+        with contextlib.suppress(StoreError, asyncio.TimeoutError):  # counted, logged and shown by health
+            await asyncio.wait_for(self._environments.keep_labelled(sample), KEEP_PATIENCE_S)
 
     async def Upload(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadRequest], context: Context
     ) -> pb.UploadResponse:
-        acks = []
-        async for request in request_iterator:
-            ack = pb.UploadAck(upload_id=request.upload_id)
+        acks: list[pb.UploadAck] = []
+        postponed: list[EdgeFMError] = []
+        room = asyncio.Semaphore(MAX_UPLOADS_IN_FLIGHT)
+        peer = context.peer()
+
+        async def take(request: pb.UploadRequest) -> None:
             try:
-                self._environments.pool(request.environment)
-                batched = await self._batcher.submit(request.image)
-                ack.sha256, ack.duplicate = await self._environments.keep(
-                    request.environment, request.image, batched.result, request.propensity or 1.0, request.device_id
-                )
-            except InputError as error:
-                ack.error.CopyFrom(_query_error(error))
+                acks.append(await self._upload(request, request.device_id or peer))
             except EdgeFMError as error:  # not the sample's fault: unacknowledged, so that it is sent again
-                log.error("event=upload_failed device=%s reason=%s", request.device_id, error)
-                continue
-            acks.append(ack)
+                log.error("event=upload_postponed device=%s reason=%s", request.device_id, error)
+                postponed.append(error)
+            finally:
+                room.release()
+
+        async with _TaskSet() as tasks:
+            async for request in request_iterator:
+                await room.acquire()
+                if postponed:
+                    break
+                tasks.start(take(request))
+        if postponed and not acks:
+            await _come_again(context, postponed[0])
         return pb.UploadResponse(acks=acks)
+
+    async def _upload(self, request: pb.UploadRequest, owner: str) -> pb.UploadAck:
+        """Raises `EdgeFMError` when the sample may be sent again."""
+        try:
+            propensity = request.propensity or 1.0
+            check_propensity(propensity)
+            self._environments.student(request.environment)
+            if "store" in self._health.unhealthy:
+                raise StoreError(self._health.unhealthy["store"])  # before the FM has worked for nothing
+            pool, _ = self._environments.pool(request.environment)
+            batched = await self._batcher.submit(Query(request.image, pool, 1), owner, live=False)
+            sample = _sample(request, batched.result, propensity, durable=True)
+            kept = await self._environments.keep_labelled(sample)
+            return pb.UploadAck(upload_id=request.upload_id, sha256=kept.sha256, duplicate=kept.duplicate)
+        except InputError as error:
+            return pb.UploadAck(upload_id=request.upload_id, error=_query_error(error))
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchEvent]:  # noqa: N802
         changed = self._environments.watch(request.environment)
@@ -232,16 +272,41 @@ class EdgeFMService(rpc.EdgeFMServicer):
         return _student_message(await self._translated(change, context))
 
     async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportResponse:  # noqa: N802
+        try:
+            self._environments.student(request.environment)
+        except InputError as error:
+            await _abort(context, error)
         for refusal in request.refusals:
+            kind = refusal.kind if refusal.kind in pb.Refusal.Kind.values() else pb.Refusal.KIND_UNSPECIFIED
             log.warning(
-                "event=refused_by_device device=%r environment=%r what=%s kind=%s reason=%r",
+                "event=refused_by_device device=%s environment=%s what=%s kind=%s reason=%s",
                 request.device_id,
                 request.environment,
                 refusal.student_version if refusal.WhichOneof("what") == "student_version" else refusal.pool_version,
-                pb.Refusal.Kind.Name(refusal.kind),
+                pb.Refusal.Kind.Name(kind),
                 refusal.reason,
             )
+            self._metrics.refused(pb.Refusal.Kind.Name(kind))
+            reported = pb.ReportedRefusal(device_id=request.device_id, refusal=refusal)
+            self._refusals[request.environment].append(reported)
         return pb.ReportResponse()
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:  # noqa: N802
+        environments = self._environments
+        try:
+            if request.environment:
+                environments.student(request.environment)
+            names = [request.environment] if request.environment else environments.names()
+            live, bulk = self._batcher.waiting
+            return pb.StatusResponse(
+                foundation_model=environments.model.name,
+                queue_live=live,
+                queue_bulk=bulk,
+                unhealthy=self._health.unhealthy,
+                environments=[environment_status(environments, name, self._refusals[name]) for name in names],
+            )
+        except InputError as error:
+            await _abort(context, error)
 
     async def _translated(self, work: Awaitable[T], context: Context) -> T:
         try:
@@ -275,17 +340,38 @@ def _similarity(pool: LabelPool, embedding: np.ndarray, label: str) -> float | N
     return float(embedding @ pool.embeddings[pool.labels.index(label)]) if label in pool.labels else None
 
 
+def _sample(
+    request: pb.RecognizeRequest | pb.UploadRequest, found: Recognised, propensity: float, durable: bool
+) -> NewSample:
+    labelled = Labelled(found.embedding, found.label, found.margin, found.pool.version)
+    return NewSample(request.environment, request.image, labelled, propensity, request.device_id, durable)
+
+
 def _query_error(error: EdgeFMError) -> pb.QueryError:
+    retry_after_ms = 0
     if isinstance(error, ImageError):
         code = pb.QueryError.CODE_BAD_IMAGE
     elif isinstance(error, DeadlineError):
         code = pb.QueryError.CODE_DEADLINE
-    elif isinstance(error, InputError):
+    elif isinstance(error, OverloadedError):
+        code, retry_after_ms = pb.QueryError.CODE_OVERLOADED, error.retry_after_ms
+    elif isinstance(error, EnvironmentMissingError):
         code = pb.QueryError.CODE_UNKNOWN_ENVIRONMENT
+    elif isinstance(error, InputError):
+        code = pb.QueryError.CODE_INVALID_REQUEST
     else:
         code = pb.QueryError.CODE_INTERNAL
         log.error("event=query_failed reason=%s", error)
-    return pb.QueryError(code=code, message=str(error))
+    return pb.QueryError(code=code, message=str(error), retry_after_ms=retry_after_ms)
+
+
+async def _come_again(context: Context, error: EdgeFMError) -> NoReturn:
+    """Nothing was taken; the trailing metadata says when to come again."""
+    overloaded = isinstance(error, OverloadedError)
+    retry_ms = error.retry_after_ms if isinstance(error, OverloadedError) else STORE_RETRY_MS
+    context.set_trailing_metadata(((PUSHBACK, str(retry_ms)),))
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED if overloaded else grpc.StatusCode.UNAVAILABLE
+    await context.abort(code, str(error))
 
 
 async def _abort(context: Context, error: EdgeFMError) -> NoReturn:

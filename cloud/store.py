@@ -1,24 +1,35 @@
 """The sample store: an SQLite index and one file an image, deduplicated by content.
 
 A row holds what the FM said and nothing else: there is no column, parameter or file name for a ground-truth label.
+
+The image's file is written before its row and removed after it, so that a process killed at any moment leaves at worst
+a file without a row, which the next start removes (`store_repair`). Files and rows of samples that a device was told are
+kept (`durable`) are synced to the disk before it is told.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import tempfile
 import threading
 import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..models.cache import write_atomic
 from ..models.errors import StoreError
 from ..models.versions import sha256_hex
 
-_SCHEMA = """
+INDEX_FILE = "samples.db"
+FEATURES_FILE = "features.db"
+IMAGES_FOLDER = "images"
+SCHEMA_VERSION = 1
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS samples (
     environment TEXT NOT NULL,
     sha256 TEXT NOT NULL,            -- of the encoded image; its file is images/<first two digits>/<sha256>
@@ -29,9 +40,24 @@ CREATE TABLE IF NOT EXISTS samples (
     pseudo_label TEXT NOT NULL,      -- the FM's answer under pool_version
     margin REAL NOT NULL,
     pool_version TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,     -- of image and embedding
     PRIMARY KEY (environment, sha256)
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS samples_by_age ON samples (environment, received_at, size_bytes);
+CREATE INDEX IF NOT EXISTS samples_by_content ON samples (sha256);
+CREATE TABLE IF NOT EXISTS labelled (
+    environment TEXT PRIMARY KEY,
+    samples INTEGER NOT NULL         -- ever kept, also those evicted since
+) WITHOUT ROWID;
+PRAGMA user_version={SCHEMA_VERSION};
 """
+COLUMNS = (
+    "environment, sha256, received_at, device_id, propensity, embedding, pseudo_label, margin, pool_version, size_bytes"
+)
+INSERT = f"INSERT OR IGNORE INTO samples ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_EVICT_TO = 0.95
+"""Eviction goes on to this share of the quota, so that not every sample causes one."""
+_PROBE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -42,6 +68,23 @@ class Labelled:
     pseudo_label: str
     margin: float
     pool_version: str
+
+
+@dataclass(frozen=True)
+class NewSample:
+    """A sample to keep. `durable`: whoever sent it forgets it once it hears that it is kept."""
+
+    environment: str
+    image: bytes
+    labelled: Labelled
+    propensity: float
+    device_id: str
+    durable: bool = False
+
+
+class Kept(NamedTuple):
+    sha256: str
+    duplicate: bool  # the environment had it already
 
 
 @dataclass(frozen=True)
@@ -63,64 +106,61 @@ def image_path(root: Path, sha256: str) -> Path:
     return root / "images" / sha256[:2] / sha256
 
 
-class SampleStore:
-    """One folder; safe to call from several threads. `StoreError` says what the disk refused."""
+@dataclass
+class Usage:
+    samples: int = 0
+    size_bytes: int = 0
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+
+class SampleStore:
+    """One folder; safe to call from several threads. `StoreError` says what the disk refused.
+
+    Args:
+        quota_bytes: of images and embeddings together; 0: none. Past it, the environment that occupies most loses its
+            oldest samples, down to 95 % of the quota. Age is the only criterion: a choice by margin or propensity would
+            make the samples' inverse-propensity weights wrong, and one by hash would shrink the held-out slice faster
+            than the others. What remains is what a store begun later would hold.
+    """
+
+    def __init__(self, root: Path, quota_bytes: int = 0) -> None:
+        self.root = root
+        self._quota_bytes = quota_bytes
         self._lock = threading.Lock()
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(root / "samples.db", check_same_thread=False)
+            self._db = sqlite3.connect(root / INDEX_FILE, check_same_thread=False)
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
+            rows = self._db.execute("SELECT environment, COUNT(*), SUM(size_bytes) FROM samples GROUP BY environment")
+            self._usage = {environment: Usage(samples, size) for environment, samples, size in rows}
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"cannot open the sample store in {root}: {error}") from error
+        self.evicted = 0
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
 
     def image_path(self, sha256: str) -> Path:
-        return image_path(self._root, sha256)
+        return image_path(self.root, sha256)
 
-    def add(
-        self, environment: str, image: bytes, labelled: Labelled, propensity: float, device_id: str
-    ) -> tuple[str, bool]:
-        """Keeps a sample; returns its sha256 and whether the environment had it already.
+    # ---- reading
 
-        The file is written before the row: a row never points at nothing.
-        """
-        sha256 = sha256_hex(image)
-        if self.has(environment, sha256):
-            return sha256, True
-        path = self.image_path(sha256)
-        if not path.exists():
-            write_atomic(path, image)
-        row = (
-            environment,
-            sha256,
-            time.time(),
-            device_id,
-            propensity,
-            labelled.embedding.astype("<f4").tobytes(),
-            labelled.pseudo_label,
-            labelled.margin,
-            labelled.pool_version,
-        )
-        try:
-            with self._lock, self._db:
-                marks = ", ".join("?" * len(row))
-                cursor = self._db.execute(f"INSERT OR IGNORE INTO samples VALUES ({marks})", row)
-                return sha256, cursor.rowcount == 0
-        except sqlite3.Error as error:
-            raise StoreError(f"cannot index a sample in {self._root}: {error}") from error
+    @property
+    def usage(self) -> dict[str, Usage]:
+        """What each environment occupies now."""
+        return dict(self._usage)
 
     def has(self, environment: str, sha256: str) -> bool:
         return bool(self._read("SELECT 1 FROM samples WHERE environment = ? AND sha256 = ?", environment, sha256))
 
-    def count(self, environment: str) -> int:
-        """Samples labelled by the FM and kept."""
-        return self._read("SELECT COUNT(*) FROM samples WHERE environment = ?", environment)[0][0]
+    def count(self, environment: str, since: float = 0.0) -> int:
+        """Samples labelled by the FM and kept, received at `since` (Unix seconds) or later."""
+        query = "SELECT COUNT(*) FROM samples WHERE environment = ? AND received_at >= ?"
+        return self._read(query, environment, since)[0][0]
+
+    def labelled(self) -> dict[str, int]:
+        """Samples of each environment ever labelled by the FM and kept, also those evicted since."""
+        return dict(self._read("SELECT environment, samples FROM labelled"))
 
     def samples(self, environment: str) -> StoredSamples:
         query = "SELECT sha256, embedding, propensity, received_at FROM samples WHERE environment = ? ORDER BY sha256"
@@ -129,9 +169,148 @@ class SampleStore:
         propensities, received_at = (np.array([row[column] for row in rows], np.float64) for column in (2, 3))
         return StoredSamples([row[0] for row in rows], embeddings, propensities, received_at)
 
-    def _read(self, query: str, *parameters: str) -> list[tuple[Any, ...]]:
+    def _read(self, query: str, *parameters: str | float) -> list[Any]:
         try:
             with self._lock:
                 return self._db.execute(query, parameters).fetchall()
         except sqlite3.Error as error:
-            raise StoreError(f"cannot read the sample store in {self._root}: {error}") from error
+            raise StoreError(f"cannot read the sample store in {self.root}: {error}") from error
+
+    # ---- writing
+
+    def add(self, samples: Sequence[NewSample]) -> list[Kept]:
+        """Keeps samples in one transaction, all or none; then evicts what is over the quota."""
+        written: list[Path] = []
+        try:
+            with self._lock:
+                kept = self._insert(samples, written)
+                self._evict()
+                return kept
+        except (OSError, sqlite3.Error) as error:
+            for path in written:
+                with suppress(OSError):  # then the next start removes it
+                    path.unlink()
+            raise StoreError(f"cannot keep a sample in {self.root}: {error}; free space") from error
+
+    def _insert(self, samples: Sequence[NewSample], written: list[Path]) -> list[Kept]:
+        durable = any(sample.durable for sample in samples)
+        self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        now, kept, added = time.time(), [], []
+        with self._db:
+            for sample in samples:
+                sha256 = sha256_hex(sample.image)
+                embedding = sample.labelled.embedding.astype("<f4").tobytes()
+                row = (
+                    sample.environment,
+                    sha256,
+                    now,
+                    sample.device_id,
+                    sample.propensity,
+                    embedding,
+                    sample.labelled.pseudo_label,
+                    sample.labelled.margin,
+                    sample.labelled.pool_version,
+                    len(sample.image) + len(embedding),
+                )
+                duplicate = self._db.execute(INSERT, row).rowcount == 0
+                kept.append(Kept(sha256, duplicate))
+                if not duplicate:
+                    added.append((sample.environment, row[-1]))
+                    path = self.image_path(sha256)
+                    if not path.exists():
+                        _write(path, sample.image, sample.durable)
+                        written.append(path)
+            for environment, _ in added:
+                self._db.execute(
+                    "INSERT INTO labelled VALUES (?, 1) ON CONFLICT DO UPDATE SET samples = samples + 1", (environment,)
+                )
+        written.clear()  # rows name them now
+        for environment, size_bytes in added:
+            usage = self._usage.setdefault(environment, Usage())
+            usage.samples += 1
+            usage.size_bytes += size_bytes
+        return kept
+
+    def probe(self) -> None:
+        """A real write to the folder and to the index. Raises `StoreError`."""
+        path = self.root / ".probe"
+        try:
+            with self._lock:
+                path.write_bytes(b"\0" * _PROBE_BYTES)
+                path.unlink()
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"cannot write to the sample store in {self.root}: {error}; free space") from error
+
+    # ---- removing
+
+    def purge(self, before: float) -> int:
+        """Removes the samples received before `before` (Unix seconds); returns how many."""
+        try:
+            with self._lock:
+                query = "SELECT environment, sha256, size_bytes FROM samples WHERE received_at < ?"
+                return self._remove(self._db.execute(query, (before,)).fetchall())
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"cannot remove samples from {self.root}: {error}") from error
+
+    def _evict(self) -> None:
+        total = sum(usage.size_bytes for usage in self._usage.values())
+        if not self._quota_bytes or total <= self._quota_bytes:
+            return
+        excess = total - _EVICT_TO * self._quota_bytes
+        while excess > 0:
+            environment = max(self._usage, key=lambda name: self._usage[name].size_bytes)
+            victims = []
+            query = "SELECT sha256, size_bytes FROM samples WHERE environment = ? ORDER BY received_at LIMIT 64"
+            for sha256, size_bytes in self._db.execute(query, (environment,)).fetchall():
+                if excess > 0:
+                    victims.append((environment, sha256, size_bytes))
+                    excess -= size_bytes
+            if not victims:
+                return
+            self.evicted += self._remove(victims)
+
+    def _remove(self, rows: Iterable[tuple[str, str, int]]) -> int:
+        """Rows first, then files that no row names any more."""
+        rows = list(rows)
+        with self._db:
+            self._db.executemany("DELETE FROM samples WHERE environment = ? AND sha256 = ?", [row[:2] for row in rows])
+        for environment, _, size_bytes in rows:
+            self._usage[environment].samples -= 1
+            self._usage[environment].size_bytes -= size_bytes
+        gone = [
+            sha256
+            for sha256 in {row[1] for row in rows}
+            if not self._db.execute("SELECT 1 FROM samples WHERE sha256 = ?", (sha256,)).fetchone()
+        ]
+        for sha256 in gone:
+            self.image_path(sha256).unlink(missing_ok=True)
+        self._forget_features(gone)
+        return len(rows)
+
+    def _forget_features(self, sha256: list[str]) -> None:
+        """Cached features of samples that are gone go too; what a run holds locked is left to the next start."""
+        path = self.root / FEATURES_FILE
+        if not path.exists():
+            return
+        try:
+            with closing(sqlite3.connect(path)) as db, db:
+                db.executemany("DELETE FROM features WHERE sha256 = ?", [(digest,) for digest in sha256])
+        except sqlite3.Error:
+            return
+
+
+def _write(path: Path, data: bytes, durable: bool) -> None:
+    """Beside the target, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,4 +1,4 @@
-"""Starts customization when enough samples have come, one process at a time, and hands its outcome on."""
+"""Starts customization when enough samples have come or drift asks for it, one process at a time, and publishes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import asyncio
 import logging
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from ..models.errors import EdgeFMError
+from ..models.student_graph import HEAD_FILE
 from ..models.versions import StudentManifest
 from .config import CustomizationConfig
 from .customize import RESULT_FILE, Job, Outcome
+from .keeper import Keeper
 from .registry import Registry
 
 log = logging.getLogger("edgefm.cloud.trainer")
@@ -24,9 +29,12 @@ class CustomizationError(EdgeFMError):
 
 
 async def customize(
-    registry: Registry, store: Path, environment: str, config: CustomizationConfig
+    registry: Registry, store: Path, environment: str, config: CustomizationConfig, since: float = 0.0
 ) -> tuple[Outcome, dict[str, bytes], StudentManifest]:
     """Runs one customization in a child process.
+
+    Args:
+        since: Unix seconds; only samples received then or later judge the outcome.
 
     Returns:
         The outcome, the new weight files by name, and the manifest of the version that was running when the run began.
@@ -34,22 +42,29 @@ async def customize(
     Raises:
         CustomizationError: the child failed.
     """
-    running, version0 = registry.current(environment), registry.manifest(environment, 0)
-    _, pool_ref = registry.pool(environment)
     with tempfile.TemporaryDirectory(prefix="edgefm-customize-") as folder:
         root = Path(folder)
-        for manifest, name in ((running, "running"), (version0, "version0")):
-            registry.materialise(manifest, root / name)
-            (root / name / "manifest.json").write_text(manifest.to_json())
-        output = root / "output"
-        output.mkdir()
-        job = Job(
-            store, environment, registry.blob_path(pool_ref.sha256), root / "running", root / "version0", output, config
-        )
-        job.save(root / "job.json")
+        job, running = await asyncio.to_thread(_lay_out, root, registry, store, environment, config, since)
         await _run_child(root / "job.json")
-        outcome = TypeAdapter(Outcome).validate_json((output / RESULT_FILE).read_bytes())
-        return outcome, {name: (output / name).read_bytes() for name in outcome.files}, running
+        outcome = TypeAdapter(Outcome).validate_json((job.output / RESULT_FILE).read_bytes())
+        return outcome, {name: (job.output / name).read_bytes() for name in outcome.files}, running
+
+
+def _lay_out(
+    root: Path, registry: Registry, store: Path, environment: str, config: CustomizationConfig, since: float
+) -> tuple[Job, StudentManifest]:
+    """The job's folder: verified files of the running version and of version 0, and job.json."""
+    running, version0 = registry.current(environment), registry.manifest(environment, 0)
+    _, pool_ref = registry.pool(environment)
+    for manifest, name in ((running, "running"), (version0, "version0")):
+        registry.materialise(manifest, root / name)
+        (root / name / "manifest.json").write_text(manifest.to_json())
+    output = root / "output"
+    output.mkdir()
+    pool = registry.blob_path(pool_ref.sha256)
+    job = Job(store, environment, pool, root / "running", root / "version0", output, config, since)
+    job.save(root / "job.json")
+    return job, running
 
 
 async def _run_child(job: Path) -> None:
@@ -67,18 +82,174 @@ async def _run_child(job: Path) -> None:
     if child.returncode:
         raise CustomizationError(f"customization ended with {child.returncode}: {text[-500:] or 'no message'}")
     if text:
-        log.warning("customization said: %s", text[-500:])
+        log.warning("event=customization_said text=%s", text[-500:])
 
 
 class Schedule:
-    """Which sample counts start a run: `first_at`, then `growth` times the count of the last run, each once."""
+    """Which sample counts start a run: `first_at`, then `growth` times the count of the last run, each once.
+
+    After a drift alarm also `first_at` samples received since the evidence for it began, once.
+    """
 
     def __init__(self, config: CustomizationConfig, samples_of_current: int) -> None:
+        self._first_at = config.first_at
         self._growth = config.growth
         self._next = max(config.first_at, round(samples_of_current * config.growth))
+        self._drifted_since: float | None = None
+        self._since_drift = 0
+
+    def drifted(self, since: float, samples_since: int) -> None:
+        self._drifted_since, self._since_drift = since, samples_since
+
+    def sample_kept(self) -> None:
+        self._since_drift += 1
+
+    @property
+    def since(self) -> float:
+        """From when on a run that is due now should take samples; 0: all."""
+        return self._drifted_since if self._drift_due and self._drifted_since is not None else 0.0
 
     def due(self, samples: int) -> bool:
-        return samples >= self._next
+        return samples >= self._next or self._drift_due
 
     def started(self, samples: int) -> None:
+        if self._drift_due:
+            self._drifted_since = None
         self._next = max(self._next, round(samples * self._growth))
+
+    @property
+    def _drift_due(self) -> bool:
+        return self._drifted_since is not None and self._since_drift >= self._first_at
+
+
+class Trainer:
+    """Runs what is due, one environment at a time. Call it from the event loop only.
+
+    Args:
+        change: held while a version is published, as by every other change of a version.
+        on_published: called with each new current version.
+
+    Attributes:
+        outcomes: runs `accepted`, `refused` by the gate, `superseded` by a rollback meanwhile, and `failed`.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: Path,
+        config: CustomizationConfig,
+        keeper: Keeper,
+        change: asyncio.Lock,
+        on_published: Callable[[StudentManifest], None],
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._config = config
+        self._keeper = keeper
+        self._change = change
+        self._on_published = on_published
+        self._schedules: dict[str, Schedule] = {}
+        self._run: asyncio.Task[None] | None = None
+        self.learning: str | None = None
+        self.outcomes: Counter[str] = Counter()
+
+    @property
+    def busy(self) -> bool:
+        """A student is learning now."""
+        return self._run is not None
+
+    def watch(self, environment: str, samples_of_current: int) -> None:
+        """From now on the environment's samples start runs."""
+        self._schedules[environment] = Schedule(self._config, samples_of_current)
+
+    async def close(self) -> None:
+        self._schedules.clear()  # nothing becomes due any more
+        if self._run is not None:
+            self._run.cancel()
+            await asyncio.gather(self._run, return_exceptions=True)
+
+    def sample_kept(self, environment: str) -> None:
+        if environment in self._schedules:
+            self._schedules[environment].sample_kept()
+            self._start_if_due(environment)
+
+    async def drifted(self, environment: str, since: float) -> None:
+        """Asks for a run on the samples received at `since` (Unix seconds) or later."""
+        samples_since = await self._keeper.count(environment, since)
+        if environment in self._schedules:
+            self._schedules[environment].drifted(since, samples_since)
+            self._start_if_due(environment)
+
+    def _start_if_due(self, environment: str) -> None:
+        samples, schedule = self._keeper.labelled(environment), self._schedules[environment]
+        if self._run is not None or not schedule.due(samples):
+            return
+        since = schedule.since
+        schedule.started(samples)
+        self.learning = environment
+        self._run = asyncio.create_task(self._customize(environment, since), name=f"customize-{environment}")
+        self._run.add_done_callback(self._run_ended)
+
+    def _run_ended(self, run: asyncio.Task[None]) -> None:
+        self._run = self.learning = None
+        if not run.cancelled():  # closing cancels; otherwise another environment may have become due meanwhile
+            for environment in self._schedules:
+                self._start_if_due(environment)
+
+    async def _customize(self, environment: str, since: float) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            outcome, files, parent = await customize(self._registry, self._store, environment, self._config, since)
+            async with self._change:
+                published = await asyncio.to_thread(self._publish, environment, outcome, files, parent)
+        except (EdgeFMError, OSError) as error:
+            self.outcomes["failed"] += 1
+            log.error("event=customization_failed environment=%s reason=%s", environment, error)
+            return
+        self.outcomes["accepted" if published else "superseded" if outcome.accepted else "refused"] += 1
+        log.info(
+            "event=customized environment=%s accepted=%s version=%s samples=%d since=%.0f agreement=%.4f parent=%.4f "
+            "quality=%.4f parent_quality=%.4f method=%s seconds=%.1f",
+            environment,
+            outcome.accepted,
+            published.version if published else None,
+            outcome.samples,
+            since,
+            outcome.agreement,
+            outcome.parent_agreement,
+            outcome.quality,
+            outcome.parent_quality,
+            outcome.method,
+            loop.time() - started,
+        )
+        if published:
+            self._on_published(published)
+
+    def _publish(
+        self, environment: str, outcome: Outcome, weights: dict[str, bytes], parent: StudentManifest
+    ) -> StudentManifest | None:
+        if not outcome.accepted or self._registry.current(environment).version != parent.version:
+            return None  # refused by the gate, or rolled back while it learned
+        successor = parent.model_copy(
+            update={
+                "parent": parent.version,
+                "pool_version": outcome.pool_version,
+                "samples": outcome.samples,
+                "agreement": outcome.agreement,
+                "parent_agreement": outcome.parent_agreement,
+                "temperature": outcome.temperature,
+                "method": outcome.method,
+                "calibration": outcome.calibration,
+                "created_at": utc_now(),
+            }
+        )
+        if outcome.files == (HEAD_FILE,):  # the head was fitted to the pretrained tail, which the parent may not have
+            pretrained = {ref.name: ref for ref in self._registry.manifest(environment, 0).files}
+            files = [pretrained[ref.name] for ref in parent.files]
+            successor = successor.model_copy(update={"files": files})
+        return self._registry.publish(successor, weights)
+
+
+def utc_now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,8 +1,7 @@
-"""The command line: `edgefm cloud | agent | device | profile | select | students | labels | rollback | bench | demo`."""
+"""The command line: `edgefm cloud | agent | device | profile | select | students | labels | rollback | status | bench | demo`."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..models.errors import (
     StoreError,
 )
 from ..models.students import DEFAULT_STUDENT, PROFILES
+from . import logs
 from .settings import load_config, parse_labels, parse_size
 
 EXIT_CODES: tuple[tuple[type[EdgeFMError], int], ...] = (
@@ -75,15 +75,14 @@ Environment = Annotated[str, typer.Option("--environment", "-e", help="The envir
 def root(
     show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, not only warnings.")] = False,
+    log_format: Annotated[str, typer.Option(help="text (key=value) or json; one line a record, on stderr.")] = "text",
 ) -> None:
+    if log_format not in logs.FORMATS:
+        raise ConfigError(f"--log-format is {' or '.join(logs.FORMATS)}, got {log_format!r}")
+    logs.configure(verbose, log_format)
     if show_version:
         typer.echo(f"edgefm {version('edgefm')}")
         raise typer.Exit
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
-        stream=sys.stderr,
-    )
 
 
 @app.command()
@@ -103,6 +102,13 @@ def cloud(
     student: Annotated[str | None, typer.Option(help="Default student: lite0-64, -96, -128, -160. [lite0-128]")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Samples the FM sees at once, at most. [16]")] = None,
     max_delay_ms: Annotated[float | None, typer.Option(help="How long a batch may fill. [5]")] = None,
+    max_queue: Annotated[int | None, typer.Option(help="Samples that wait for the FM, at most. [1024]")] = None,
+    store_bytes: Annotated[int | None, typer.Option(help="Quota of the sample store; 0: none. [0]")] = None,
+    retention_days: Annotated[float | None, typer.Option(help="Older samples are removed; 0: never. [0]")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics there; 0 takes a free one, without it none are served.")
+    ] = None,
+    metrics_host: Annotated[str | None, typer.Option(help="Address of the metrics. [127.0.0.1]")] = None,
 ) -> None:
     """Runs the cloud: the FM behind gRPC, the sample store, customization and the registry of versions."""
     try:
@@ -122,6 +128,11 @@ def cloud(
         "student": student,
         "max_batch": max_batch,
         "max_delay_ms": max_delay_ms,
+        "max_queue": max_queue,
+        "store_bytes": store_bytes,
+        "retention_days": retention_days,
+        "metrics_port": metrics_port,
+        "metrics_host": metrics_host,
     }
     asyncio.run(serve(load_config(CloudConfig, "cloud", config, flags)))
 
@@ -185,6 +196,10 @@ def agent(
         bool,
         typer.Option("--schema", help="Print the JSON Schema of a record and exit.", is_eager=True, callback=_schema),
     ] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics there; 0 takes a free one, without it none are served.")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address of the metrics.")] = "127.0.0.1",
 ) -> None:
     """Runs a device: answers every image of SOURCE, on the edge or by the cloud, and prints a summary."""
     import itertools
@@ -227,7 +242,14 @@ def agent(
         if output or not broker:
             sinks.append(opened.enter_context(closing(JsonLines(output or Path("answers.jsonl")))))
         running = opened.enter_context(Agent(settings))
-        running.run(itertools.islice(frames, limit), fan_out(*sinks))
+        sink = fan_out(*sinks)
+        if metrics_port is not None:
+            from ..edge.metrics import AgentMetrics
+
+            metrics = AgentMetrics(lambda: running.summary)
+            opened.enter_context(metrics.serve(metrics_host, metrics_port))
+            sink = metrics.observe(sink)
+        running.run(itertools.islice(frames, limit), sink)
     summary = running.summary.as_dict()
     for counted in (frames, broker):
         if isinstance(counted, (LiveVideo, Mqtt)):
@@ -388,6 +410,22 @@ def export(
     with Console().status("Loading the FM ...") as status:
         model = load_foundation_model(fm)
         export_students(folder, model, student or list(PROFILES), lambda name: status.update(f"Exporting {name} ..."))
+
+
+@app.command()
+def status(
+    environment: Annotated[str, typer.Argument(help="The environment; by default all.")] = "",
+    cloud: CloudAddress = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
+) -> None:
+    """Shows what the cloud runs: versions, samples, agreement, drift alarms, refusals of devices, queue."""
+    from ..edge.operator import Operator
+    from .status import lines
+
+    with Operator(cloud) as operator:
+        found = operator.status(environment)
+    for line in lines(found, as_json):
+        typer.echo(line)
 
 
 @bench_app.command("students")

@@ -59,6 +59,10 @@ class Operator:
         """Returns the version that is current now."""
         return self._call(self._stub.Rollback, pb.RollbackRequest(environment=environment, version=version)).version
 
+    def status(self, environment: str = "") -> pb.StatusResponse:
+        """What the cloud runs, in one environment or in all."""
+        return self._call(self._stub.Status, pb.StatusRequest(environment=environment))
+
     def _call(self, method: Callable[..., T], request: object) -> T:
         try:
             return method(request, timeout=_TIMEOUT_S)

@@ -4,6 +4,7 @@
     ├── ConfigError          a setting, flag or TOML file is wrong
     ├── MissingExtraError    an optional dependency is not installed
     ├── InputError           what the user or a peer handed in is wrong
+    │   ├── EnvironmentMissingError  no device has registered there
     │   ├── ImageError       an image cannot be decoded or is too large
     │   ├── LabelError       a label is empty, reserved, or given twice
     │   │   ├── LabelExistsError    it is in the pool already
@@ -12,7 +13,8 @@
     ├── ModelError           a model file is missing, corrupt or of the wrong version
     ├── StoreError           the disk under the store, registry or state folder fails
     └── CloudError           the cloud cannot be reached or refuses
-        └── DeadlineError    the cloud did not answer in time
+        ├── DeadlineError    the cloud did not answer in time
+        └── OverloadedError  its queue is full; come again after `retry_after_ms`
 
 Foreign errors (grpc, onnxruntime, sqlite3, PIL) are translated once, in the module that calls them. A message says
 what was wrong, with which value, and what to do.
@@ -39,6 +41,10 @@ class MissingExtraError(EdgeFMError):
 
 
 class InputError(EdgeFMError):
+    pass
+
+
+class EnvironmentMissingError(InputError):
     pass
 
 
@@ -78,3 +84,9 @@ class CloudError(EdgeFMError):
 
 class DeadlineError(CloudError):
     pass
+
+
+class OverloadedError(CloudError):
+    def __init__(self, message: str, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms

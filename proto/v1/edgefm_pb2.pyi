@@ -282,7 +282,7 @@ class RecognizeResponse(_message.Message):
     edge_similarity: _builtins.float
     """the FM's, of the request's edge_label; unset when the pool has no such label"""
     samples_labelled: _builtins.int
-    """samples of this environment that the FM has labelled and the store keeps"""
+    """samples of this environment ever labelled by the FM and kept, also those evicted since"""
     @_builtins.property
     def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Match]:
         """best first; similarity is a cosine"""
@@ -807,3 +807,242 @@ class ReportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015
+
+@_typing.final
+class StatusRequest(_message.Message):
+    """---- status ---------------------------------------------------------------------------------------------------"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    environment: _builtins.str
+    """empty: all"""
+    def __init__(
+        self,
+        *,
+        environment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatusRequest: _TypeAlias = StatusRequest  # noqa: Y015
+
+@_typing.final
+class StatusResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class UnhealthyEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FOUNDATION_MODEL_FIELD_NUMBER: _builtins.int
+    QUEUE_LIVE_FIELD_NUMBER: _builtins.int
+    QUEUE_BULK_FIELD_NUMBER: _builtins.int
+    UNHEALTHY_FIELD_NUMBER: _builtins.int
+    ENVIRONMENTS_FIELD_NUMBER: _builtins.int
+    foundation_model: _builtins.str
+    queue_live: _builtins.int
+    """queries that wait for the FM"""
+    queue_bulk: _builtins.int
+    """uploads that wait for the FM"""
+    @_builtins.property
+    def unhealthy(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """by part ("fm", "store"): what is wrong with it"""
+
+    @_builtins.property
+    def environments(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnvironmentStatus]: ...
+    def __init__(
+        self,
+        *,
+        foundation_model: _builtins.str = ...,
+        queue_live: _builtins.int = ...,
+        queue_bulk: _builtins.int = ...,
+        unhealthy: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        environments: _abc.Iterable[Global___EnvironmentStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["environments", b"environments", "foundation_model", b"foundation_model", "queue_bulk", b"queue_bulk", "queue_live", b"queue_live", "unhealthy", b"unhealthy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class EnvironmentStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    STUDENT_PROFILE_FIELD_NUMBER: _builtins.int
+    STUDENT_VERSION_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    POOL_VERSION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    SAMPLES_LABELLED_FIELD_NUMBER: _builtins.int
+    SAMPLES_STORED_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    LEARNING_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    environment: _builtins.str
+    student_profile: _builtins.str
+    student_version: _builtins.int
+    versions: _builtins.int
+    pool_version: _builtins.str
+    labels: _builtins.int
+    samples_labelled: _builtins.int
+    """ever"""
+    samples_stored: _builtins.int
+    """now"""
+    stored_bytes: _builtins.int
+    """images and embeddings"""
+    learning: _builtins.bool
+    """a customization runs now"""
+    @_builtins.property
+    def agreement(self) -> Global___Agreement:
+        """of the latest samples; unset: none yet"""
+
+    @_builtins.property
+    def baseline(self) -> Global___Agreement:
+        """of the version's first samples; unset: not yet complete"""
+
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___DriftAlarm]: ...
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportedRefusal]:
+        """the latest, since the cloud began"""
+
+    def __init__(
+        self,
+        *,
+        environment: _builtins.str = ...,
+        student_profile: _builtins.str = ...,
+        student_version: _builtins.int = ...,
+        versions: _builtins.int = ...,
+        pool_version: _builtins.str = ...,
+        labels: _builtins.int = ...,
+        samples_labelled: _builtins.int = ...,
+        samples_stored: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        learning: _builtins.bool = ...,
+        agreement: Global___Agreement | None = ...,
+        baseline: Global___Agreement | None = ...,
+        alarms: _abc.Iterable[Global___DriftAlarm] | None = ...,
+        refusals: _abc.Iterable[Global___ReportedRefusal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "baseline", b"baseline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "alarms", b"alarms", "baseline", b"baseline", "environment", b"environment", "labels", b"labels", "learning", b"learning", "pool_version", b"pool_version", "refusals", b"refusals", "samples_labelled", b"samples_labelled", "samples_stored", b"samples_stored", "stored_bytes", b"stored_bytes", "student_profile", b"student_profile", "student_version", b"student_version", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnvironmentStatus: _TypeAlias = EnvironmentStatus  # noqa: Y015
+
+@_typing.final
+class Agreement(_message.Message):
+    """Share of the stream on which student and FM agree, inverse-propensity weighted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    standard_error: _builtins.float
+    samples: _builtins.int
+    def __init__(
+        self,
+        *,
+        share: _builtins.float = ...,
+        standard_error: _builtins.float = ...,
+        samples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples", "share", b"share", "standard_error", b"standard_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Agreement: _TypeAlias = Agreement  # noqa: Y015
+
+@_typing.final
+class DriftAlarm(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    STUDENT_VERSION_FIELD_NUMBER: _builtins.int
+    STATISTIC_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    SINCE_UNIX_S_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"agreement" or "margin", see edgefm.cloud.drift"""
+    student_version: _builtins.int
+    statistic: _builtins.float
+    limit: _builtins.float
+    since_unix_s: _builtins.float
+    @_builtins.property
+    def agreement(self) -> Global___Agreement:
+        """since the evidence began"""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        student_version: _builtins.int = ...,
+        statistic: _builtins.float = ...,
+        limit: _builtins.float = ...,
+        agreement: Global___Agreement | None = ...,
+        since_unix_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "kind", b"kind", "limit", b"limit", "since_unix_s", b"since_unix_s", "statistic", b"statistic", "student_version", b"student_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DriftAlarm: _TypeAlias = DriftAlarm  # noqa: Y015
+
+@_typing.final
+class ReportedRefusal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    @_builtins.property
+    def refusal(self) -> Global___Refusal: ...
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        refusal: Global___Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportedRefusal: _TypeAlias = ReportedRefusal  # noqa: Y015

@@ -84,6 +84,11 @@ class EdgeFMStub:
                 request_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportRequest.SerializeToString,
                 response_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.Status = channel.unary_unary(
+                '/edgefm.v1.EdgeFM/Status',
+                request_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.StatusRequest.SerializeToString,
+                response_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.StatusResponse.FromString,
+                _registered_method=True)
 
 
 class EdgeFMServicer:
@@ -161,6 +166,13 @@ class EdgeFMServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Status(self, request, context):
+        """What runs and how it fares, for an operator. INVALID_ARGUMENT: no device has registered in that environment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EdgeFMServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -213,6 +225,11 @@ def add_EdgeFMServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportRequest.FromString,
                     response_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportResponse.SerializeToString,
+            ),
+            'Status': grpc.unary_unary_rpc_method_handler(
+                    servicer.Status,
+                    request_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.StatusRequest.FromString,
+                    response_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.StatusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -485,6 +502,33 @@ class EdgeFM:
             '/edgefm.v1.EdgeFM/Report',
             edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportRequest.SerializeToString,
             edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Status(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefm.v1.EdgeFM/Status',
+            edgefm_dot_proto_dot_v1_dot_edgefm__pb2.StatusRequest.SerializeToString,
+            edgefm_dot_proto_dot_v1_dot_edgefm__pb2.StatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

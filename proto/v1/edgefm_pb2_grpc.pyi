@@ -61,6 +61,8 @@ class EdgeFMStub:
     """Makes an earlier student version current again; devices learn of it through Watch."""
     Report: _grpc.UnaryUnaryMultiCallable[_edgefm_pb2.ReportRequest, _edgefm_pb2.ReportResponse]
     """A device tells of versions that it refused to run, so that an operator sees it."""
+    Status: _grpc.UnaryUnaryMultiCallable[_edgefm_pb2.StatusRequest, _edgefm_pb2.StatusResponse]
+    """What runs and how it fares, for an operator. INVALID_ARGUMENT: no device has registered in that environment."""
 
 @_typing.type_check_only
 class EdgeFMAsyncStub(EdgeFMStub):
@@ -90,6 +92,8 @@ class EdgeFMAsyncStub(EdgeFMStub):
     """Makes an earlier student version current again; devices learn of it through Watch."""
     Report: _aio.UnaryUnaryMultiCallable[_edgefm_pb2.ReportRequest, _edgefm_pb2.ReportResponse]  # type: ignore[assignment]
     """A device tells of versions that it refused to run, so that an operator sees it."""
+    Status: _aio.UnaryUnaryMultiCallable[_edgefm_pb2.StatusRequest, _edgefm_pb2.StatusResponse]  # type: ignore[assignment]
+    """What runs and how it fares, for an operator. INVALID_ARGUMENT: no device has registered in that environment."""
 
 class EdgeFMServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -176,5 +180,13 @@ class EdgeFMServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_edgefm_pb2.ReportResponse, _abc.Awaitable[_edgefm_pb2.ReportResponse]]:
         """A device tells of versions that it refused to run, so that an operator sees it."""
+
+    @_abc_1.abstractmethod
+    def Status(
+        self,
+        request: _edgefm_pb2.StatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edgefm_pb2.StatusResponse, _abc.Awaitable[_edgefm_pb2.StatusResponse]]:
+        """What runs and how it fares, for an operator. INVALID_ARGUMENT: no device has registered in that environment."""
 
 def add_EdgeFMServicer_to_server(servicer: EdgeFMServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -52,3 +53,20 @@ def _serve(config: CloudConfig) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def serve() -> Callable[[CloudConfig], AbstractContextManager[Served]]:
     return _serve
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """While it is entered, no file of this process can grow: the kernel refuses each write as it would on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextmanager
+    def fill() -> Iterator[None]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    yield fill
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -23,7 +23,7 @@ from edgefm.cloud.store import SampleStore
 from edgefm.cloud.trainer import CustomizationError, Schedule, customize
 from edgefm.deploy.camera import DAY, PHOTOGRAPHS, walk
 from edgefm.edge.sources import open_source
-from edgefm.models.errors import InputError, ModelError
+from edgefm.models.errors import InputError
 from edgefm.models.images import decode_image
 from edgefm.models.pool import normalise
 from edgefm.models.student_graph import HEAD_FILE, TAIL_FILE, TRUNK_FILE, Head
@@ -242,6 +242,20 @@ def test_runs_are_due_at_growing_counts_each_once():
     assert not restarted.due(799) and restarted.due(800)
 
 
+def test_an_alarm_starts_one_run_once_enough_has_come_since():
+    schedule = Schedule(CustomizationConfig(first_at=100, growth=2.0), 400)
+    assert not schedule.due(500)
+    schedule.drifted(since=1234.5, samples_since=30)
+    due = []
+    for samples in range(501, 800):
+        schedule.sample_kept()
+        if schedule.due(samples):
+            due.append((samples, schedule.since))
+            schedule.started(samples)
+    assert due == [(570, 1234.5)]  # 30 had come, 70 more were missing
+    assert schedule.since == 0.0 and not schedule.due(1139) and schedule.due(1140)
+
+
 # ---- what the environments hold
 
 
@@ -296,20 +310,27 @@ def test_samples_need_an_environment_and_a_true_propensity(tmp_path: Path, syncl
     asyncio.run(work())
 
 
-def test_a_damaged_version_stops_the_cloud_at_its_start(tmp_path: Path, synclip):
+def test_an_environment_whose_only_version_is_damaged_starts_anew(tmp_path: Path, synclip, caplog):
     async def work() -> None:
         environments = Environments(synclip, cloud_config(tmp_path))
         await environments.start()
         await environments.register("yard", LABELS[:2], "")
+        whole = environments.student("yard")
         await environments.close()
-        manifest = tmp_path / "registry" / "environments" / "yard" / "versions" / "000000.json"
+        folder = tmp_path / "registry" / "environments" / "yard"
+        manifest = folder / "versions" / "000000.json"
         manifest.write_text(manifest.read_text()[:100])
         restarted = Environments(synclip, cloud_config(tmp_path))
-        with pytest.raises(ModelError, match="not a student manifest"):
-            await restarted.start()
+        await restarted.start()
+        with pytest.raises(InputError, match="no device has registered"):
+            restarted.student("yard")
+        await restarted.register("yard", LABELS[:2], "")
+        assert without_date(restarted.student("yard")) == without_date(whole)
+        assert (folder / "versions.damaged-0" / "000000.json").exists()  # nothing is thrown away
         await restarted.close()
 
     asyncio.run(work())
+    assert any("event=no_whole_version environment=yard" in record.getMessage() for record in caplog.records)
 
 
 # ---- no ground truth

@@ -260,10 +260,11 @@ def test_only_what_may_be_kept_is_kept_and_once(cloud, environment: str, frames:
 @pytest.mark.parametrize("propensity", [-1.0, 1.5, float("nan")])
 def test_a_sample_with_an_impossible_propensity_is_refused(cloud, yard: str, frames: list[bytes], propensity: float):
     query = pb.RecognizeRequest(query_id=1, environment=yard, image=frames[0], keep=True, propensity=propensity)
-    assert "propensity" in recognise(cloud, query)[1].error.message
+    error = recognise(cloud, query)[1].error
+    assert error.code == pb.QueryError.CODE_INVALID_REQUEST and "propensity" in error.message
     upload = pb.UploadRequest(upload_id=1, environment=yard, image=frames[0], propensity=propensity)
     ack = cloud.stub.Upload(iter([upload])).acks[0]
-    assert "propensity" in ack.error.message and not ack.duplicate
+    assert ack.error.code == pb.QueryError.CODE_INVALID_REQUEST and "propensity" in ack.error.message
     assert cloud.server.environments.store.count(yard) == 0
 
 

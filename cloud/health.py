@@ -1,0 +1,106 @@
+"""The standard health service, kept true: the FM answers and the store can be written to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from grpc_health.v1 import health_pb2
+
+from ..models.errors import EdgeFMError, ModelError, OverloadedError
+from .keeper import Keeper
+from .recognition import FmBatcher
+
+log = logging.getLogger("edgefm.cloud.health")
+_CANARY_PATIENCE_S = 10.0
+
+SetStatus = Callable[[str, "health_pb2.HealthCheckResponse.ServingStatus"], Awaitable[None]]
+
+
+class HealthWatch:
+    """Checks every `period_s` and sets the status of `names` (all parts well) and of the parts, `fm` and `store`.
+
+    The store is written to each time. The FM is known by the batches it computes; after one that failed, a canary asks
+    it again until it answers. A batch that takes longer than `fm_patience_s` counts as hanging.
+
+    Attributes:
+        unhealthy: what is wrong, by part.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        set_status: SetStatus,
+        keeper: Keeper,
+        batcher: FmBatcher,
+        canary: Callable[[], Awaitable[object]],
+        period_s: float,
+        fm_patience_s: float = 60.0,
+    ) -> None:
+        self._names = names
+        self._set_status = set_status
+        self._keeper = keeper
+        self._batcher = batcher
+        self._canary = canary
+        self._period_s = period_s
+        self._fm_patience_s = fm_patience_s
+        self._fm_failure: str | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.unhealthy: dict[str, str] = {}
+
+    async def start(self) -> None:
+        """Raises `ModelError` when the FM does not answer."""
+        try:
+            await self._canary()
+        except EdgeFMError as error:
+            raise ModelError(f"the foundation model does not answer: {error}") from error
+        await self._check(first=True)
+        self._task = asyncio.create_task(self._run(), name="health")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def batch_computed(self, error: EdgeFMError | None) -> None:
+        self._fm_failure = None if error is None else str(error)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._period_s)
+            await self._check()
+
+    async def _check(self, first: bool = False) -> None:
+        await self._keeper.check()
+        found = {"store": self._keeper.failure, "fm": await self._fm()}
+        unhealthy = {part: reason for part, reason in found.items() if reason is not None}
+        for part in found:
+            if part in unhealthy and part not in self.unhealthy:
+                log.error("event=unhealthy part=%s reason=%s", part, unhealthy[part])
+            elif part not in unhealthy and part in self.unhealthy:
+                log.warning("event=healthy_again part=%s", part)
+        changed = first or unhealthy.keys() != self.unhealthy.keys()
+        self.unhealthy = unhealthy
+        if changed:
+            for part in found:
+                await self._set_status(part, _status(part not in unhealthy))
+            for name in self._names:
+                await self._set_status(name, _status(not unhealthy))
+
+    async def _fm(self) -> str | None:
+        if self._batcher.computing_s > self._fm_patience_s:
+            return f"the model has been at one batch for {self._batcher.computing_s:.0f} s"
+        if self._fm_failure is not None:
+            try:
+                await asyncio.wait_for(self._canary(), _CANARY_PATIENCE_S)
+            except OverloadedError:
+                pass  # it has work; the next batch will tell
+            except (EdgeFMError, asyncio.TimeoutError) as error:
+                self._fm_failure = str(error) or "the canary got no answer"
+        return self._fm_failure
+
+
+def _status(serving: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
+    response = health_pb2.HealthCheckResponse
+    return response.SERVING if serving else response.NOT_SERVING

@@ -1,0 +1,59 @@
+"""`edgefm status`: what the cloud says of itself, as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+from google.protobuf.json_format import MessageToJson
+
+from ..proto.v1 import edgefm_pb2 as pb
+
+
+def lines(status: pb.StatusResponse, as_json: bool) -> Iterator[str]:
+    if as_json:
+        yield MessageToJson(status, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        return
+    yield f"cloud: {status.foundation_model}, waiting: {status.queue_live} queries, {status.queue_bulk} uploads"
+    for part, reason in sorted(status.unhealthy.items()):
+        yield f"  unhealthy: {part}: {_plain(reason)}"
+    if not status.environments:
+        yield "no environment yet"
+    for environment in status.environments:
+        yield from _environment(environment)
+
+
+def _environment(environment: pb.EnvironmentStatus) -> Iterator[str]:
+    learning = ", learning now" if environment.learning else ""
+    yield (
+        f"{environment.environment}: student {environment.student_profile} version {environment.student_version} "
+        f"of {environment.versions}{learning}; {environment.labels} labels, pool {environment.pool_version}"
+    )
+    yield (
+        f"  samples: {environment.samples_labelled} labelled, {environment.samples_stored} stored "
+        f"({environment.stored_bytes / 1e6:.1f} MB)"
+    )
+    agreement = _agreement(environment.agreement) if environment.HasField("agreement") else "not known yet"
+    baseline = f", at first {_agreement(environment.baseline)}" if environment.HasField("baseline") else ""
+    yield f"  agreement with the FM: {agreement}{baseline}"
+    for alarm in environment.alarms:
+        since = datetime.fromtimestamp(alarm.since_unix_s, timezone.utc).isoformat(timespec="seconds")
+        yield (
+            f"  drift: {alarm.kind} since {since}: statistic {alarm.statistic:.3g}, limit {alarm.limit:.3g}, "
+            f"agreement {_agreement(alarm.agreement)}"
+        )
+    for reported in environment.refusals:
+        refusal = reported.refusal
+        is_student = refusal.WhichOneof("what") == "student_version"
+        what = f"student {refusal.student_version}" if is_student else f"pool {_plain(refusal.pool_version)}"
+        kind = pb.Refusal.Kind.Name(refusal.kind).removeprefix("KIND_").lower().replace("_", " ")
+        yield f"  refused by {_plain(reported.device_id)}: {what}, {kind}: {_plain(refusal.reason)}"
+
+
+def _agreement(agreement: pb.Agreement) -> str:
+    return f"{agreement.share:.3f} ± {agreement.standard_error:.3f} ({agreement.samples} samples)"
+
+
+def _plain(text: str) -> str:
+    """What a device sent, without control characters."""
+    return "".join(character if character.isprintable() else "?" for character in text)
