@@ -145,7 +145,7 @@ def bench_learning(
         for condition in CONDITIONS:
             with console.status(f"{path.name}, {condition} ..."):
                 seen = learner.look([under(condition, f.image, i) for i, f in enumerate(stream)], config.views)
-                scored = learner.look([under(condition, f.image, -1 - i) for i, f in enumerate(scoring)], 1)
+                scored = learner.look([under(condition, f.image, STREAM + i) for i, f in enumerate(scoring)], 1)
                 fm = labels[pool.recognise(scored.fm, top_k=1).indices[:, 0]]
                 for count in samples:
                     points = []

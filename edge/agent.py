@@ -218,7 +218,7 @@ class Agent:
         self.summary.unreadable += 1
         by_reason = self.summary.unreadable_by_reason
         by_reason[sample.reason] = by_reason.get(sample.reason, 0) + 1
-        log.warning("event=unreadable sample=%r reason=%s detail=%r", sample.sample_id, sample.reason, sample.detail)
+        log.warning("event=unreadable sample=%s reason=%s detail=%s", sample.sample_id, sample.reason, sample.detail)
 
     def _answer_locally(self, frame: Frame) -> _Local:
         running = self._running

@@ -87,7 +87,7 @@ class Refusals:
         try:
             self._file = _File.model_validate_json(path.read_bytes()) if path.exists() else _File()
         except (OSError, ValidationError) as error:
-            log.warning("event=refusals_forgotten file=%s reason=%r", path, str(error))
+            log.warning("event=refusals_forgotten file=%s reason=%s", path, str(error))
             self._file = _File()
         self._keys = {refusal.key for refusal in self._file.refusals if refusal.kind != "DAMAGED"}
 
@@ -131,4 +131,4 @@ class Refusals:
         try:
             write_atomic(self._path, self._file.model_dump_json().encode())
         except StoreError as error:
-            log.warning("event=refusals_not_written reason=%r", str(error))
+            log.warning("event=refusals_not_written reason=%s", str(error))

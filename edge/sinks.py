@@ -156,7 +156,7 @@ class Mqtt:
         """Once an outage, not at every attempt."""
         if not self._away:
             self._away = True
-            log.warning("event=%s broker=%s reason=%r", event, self._broker, reason)
+            log.warning("event=%s broker=%s reason=%s", event, self._broker, reason)
 
 
 def _client() -> tuple[Client, int]:

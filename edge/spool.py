@@ -221,7 +221,7 @@ class Spool:
             try:
                 return self._transaction(self._open(), work)
             except (sqlite3.OperationalError, OSError) as error:  # full, read-only, input or output failed
-                log.warning("event=spool_failed file=%s reason=%r", self._path, str(error))
+                log.warning("event=spool_failed file=%s reason=%s", self._path, str(error))
                 self._shut()
             except sqlite3.DatabaseError as error:
                 if type(error) is not sqlite3.DatabaseError:  # a mistake of this module, not of the file
@@ -266,7 +266,7 @@ class Spool:
     def _set_aside(self, error: sqlite3.DatabaseError) -> None:
         """Keeps one damaged file for whoever wants to look; the next call begins a fresh one."""
         self._shut()
-        log.error("event=spool_damaged file=%s reason=%r kept_as=%s", self._path, str(error), self._aside)
+        log.error("event=spool_damaged file=%s reason=%s kept_as=%s", self._path, str(error), self._aside)
         with suppress(OSError):
             self._path.replace(self._aside)
             for suffix in ("-wal", "-shm"):

@@ -82,7 +82,7 @@ class Updater:
                     f"no start with the cloud at {config.cloud}: {error}; and {config.state_dir} holds no student to "
                     "start from without it"
                 ) from error
-            log.warning("event=started_alone student=%d reason=%r", running.student.manifest.version, str(error))
+            log.warning("event=started_alone student=%d reason=%s", running.student.manifest.version, str(error))
             return running
         self._registered = True
         if self._load_last_good() is None:
@@ -92,7 +92,7 @@ class Updater:
             try:
                 self._consider(registration.student, registration.pool)
             except (CloudError, StoreError) as error:
-                log.warning("event=update_postponed reason=%r", str(error))
+                log.warning("event=update_postponed reason=%s", str(error))
         running = self.take() or self._latest
         assert running is not None
         return running
@@ -143,7 +143,7 @@ class Updater:
                 raise error from other
             self._latest, self._ready, self._pool_ref = running, None, ref
         log.error(
-            "event=fell_back from=%d to=%d reason=%r", manifest.version, running.student.manifest.version, str(error)
+            "event=fell_back from=%d to=%d reason=%s", manifest.version, running.student.manifest.version, str(error)
         )
         return running
 
@@ -164,7 +164,7 @@ class Updater:
                 )
                 check_dimensions(running)
             except EdgeFMError as error:
-                log.error("event=last_good_damaged reason=%r", str(error))
+                log.error("event=last_good_damaged reason=%s", str(error))
                 problem = problem or error
                 continue
             self._latest, self._pool_ref = running, found[1]
@@ -192,7 +192,7 @@ class Updater:
                         self._consider(None, change)
             except EdgeFMError as error:  # CloudError, StoreError, or a ModelError for an event that makes no sense
                 if not self._stop.is_set():
-                    log.warning("event=watch_interrupted reason=%r", str(error))
+                    log.warning("event=watch_interrupted reason=%s", str(error))
             if self.received_bytes > received or time.monotonic() - began_s > _PROGRESS_S:
                 self._backoff.reset()
             self._registered = False
@@ -202,7 +202,7 @@ class Updater:
         config = self._config
         registration = self._client.register(labels, config.student, config.connect_timeout_s)
         for warning in registration.warnings:
-            log.warning("event=label_warning text=%r", warning)
+            log.warning("event=label_warning text=%s", warning)
         log.info(
             "event=registered environment=%s student=%d profile=%s fm=%s",
             config.environment,
@@ -290,7 +290,7 @@ class Updater:
     def _refuse(self, what: StudentManifest | BlobRef, kind: RefusalKind, reason: str) -> None:
         refusal = Refusal.of(what, kind, reason)
         self.refused.append(str(refusal))
-        log.error("event=refused what=%r", str(refusal))
+        log.error("event=refused what=%s", str(refusal))
         self._state.refusals.add(refusal)
         self._report()
 
@@ -302,7 +302,7 @@ class Updater:
         try:
             self._client.report(refusals, lambda: self._state.refusals.mark_reported(refusals))
         except CloudError as error:  # the client is closed
-            log.info("event=report_postponed reason=%r", str(error))
+            log.info("event=report_postponed reason=%s", str(error))
 
 
 def check_dimensions(running: Running) -> None:

@@ -110,7 +110,7 @@ class Uploader:
         try:
             result = self._client.upload(handing(), timeout_s, wait_for_ready)
         except CloudError as error:
-            log.warning("event=upload_postponed samples=%d reason=%r", len(batch), str(error))
+            log.warning("event=upload_postponed samples=%d reason=%s", len(batch), str(error))
             self._settle((), (), taken[:-2])  # gRPC holds one, and one in its buffer
             self._pause(0.0)
             return False

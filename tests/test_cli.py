@@ -345,7 +345,7 @@ def test_labels_and_an_agent_from_the_command_line(start_cloud, make_broker, tmp
     assert ran.returncode == 0, ran
     summary = json.loads(ran.stdout)
     assert summary["frames"] == 4 and summary["unreadable_by_reason"] == {"cannot-read": 1}
-    assert "event=unreadable sample='gone.jpg' reason=cannot-read detail='cannot read " in ran.stderr
+    assert 'event=unreadable sample=gone.jpg reason=cannot-read detail="cannot read ' in ran.stderr
     answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
     schema = Draft202012Validator(json.loads(_edgefm("agent", "--schema").stdout))
     for answer in answers:
