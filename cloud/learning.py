@@ -75,19 +75,15 @@ class Judgement:
 
 def judge(embeddings: np.ndarray, targets: np.ndarray, pool: LabelPool) -> Judgement:
     """Sets (N, D) student embeddings against the FM's."""
-    student, teacher = pool.recognise(embeddings, top_k=1), pool.recognise(targets, top_k=1)
-    chosen, right = student.indices[:, 0], teacher.indices[:, 0]
-    mine, fm = embeddings @ pool.embeddings.T, targets @ pool.embeddings.T  # (N, K)
+    mine, fm = (pool.with_unknown(vectors @ pool.embeddings.T) for vectors in (embeddings, targets))  # (N, K + 1)
+    chosen, right = mine.argmax(axis=1), fm.argmax(axis=1)
     posterior = np.exp(log_posterior(fm, pool.temperature))
     temperature = fit_temperature(mine, posterior)
     rows = np.arange(len(mine))
     certainty = posterior[rows, chosen] / posterior[rows, right]
     graded = graded_agreement(fm, mine, pool.temperature, temperature)
-    if (either := student.unknown | teacher.unknown).any():  # "unknown" has no posterior: it is the same answer or not
-        same = (student.unknown == teacher.unknown).astype(float)
-        certainty, graded = np.where(either, same, certainty), np.where(either, same, graded)
-    agrees = np.where(either, student.unknown == teacher.unknown, chosen == right)
-    return Judgement(student.margins, agrees, graded, certainty, temperature)
+    margins = pool.recognise(embeddings, top_k=1).margins
+    return Judgement(margins, chosen == right, graded, certainty, temperature)
 
 
 # ---- the head

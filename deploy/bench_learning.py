@@ -35,13 +35,13 @@ from ..models.versions import sha256_hex
 from .conditions import CONDITIONS, under
 from .demo_results import describe_environment
 
-EVIDENCE = 300
-"""Samples of the stream beside the n, answered by student and FM, from which the threshold is chosen."""
+EVIDENCE = 1000
+"""Samples of the stream beside the n, answered by student and FM, from which the threshold is chosen: a switcher's full
+window. The same ones for every n of a seed."""
 
 STREAM = 3000
 """Images of the stream; every seed draws its samples, its evidence and its window from them."""
 
-_WINDOW = 1000
 _BATCH = 32
 _TOLERANCE = 0.01
 _RESAMPLES = 2000
@@ -113,12 +113,11 @@ class _Learner:
         return head(images.features) if tail is None else embed_with(tail, head, images.views[:, 0])
 
 
-def _threshold(stream: np.ndarray, evidence_fm: np.ndarray, pool: LabelPool, target: float) -> float:
-    """As the switcher chooses it: margins of the window, graded agreement of the samples that the FM answered too."""
-    judged = judge(stream[: len(evidence_fm)], evidence_fm, pool)
-    curve = AgreementCurve.fit(judged.margins, judged.graded, np.ones(len(evidence_fm)))
-    margins = pool.recognise(stream, top_k=1).margins
-    table = ThresholdTable.build(margins.astype(np.float64), curve, Costs(0.0, 0.0, 0.0))
+def _threshold(student: np.ndarray, fm: np.ndarray, pool: LabelPool, target: float) -> float:
+    """As the switcher chooses it: by the graded agreement of samples that student and FM have answered, (N, D) each."""
+    judged = judge(student, fm, pool)
+    curve = AgreementCurve.fit(judged.margins, judged.graded, np.ones(len(fm)))
+    table = ThresholdTable.build(judged.margins.astype(np.float64), curve, Costs(0.0, 0.0, 0.0))
     return float(table.thresholds[table.smallest_cloud_use(target)])
 
 
@@ -136,7 +135,7 @@ def bench_learning(
     for path in data:
         stream = list(readable(open_source(path, "train/", shuffle_seed=0)))[:STREAM]
         scoring = list(readable(open_source(path, "val/")))
-        needed = max(samples) + _WINDOW
+        needed = max(samples) + EVIDENCE
         if len(stream) < needed:
             raise InputError(f"{path} has {len(stream)} images below train/, {needed} are wanted; lower --samples")
         truth = np.array([PurePosixPath(frame.sample_id).parts[-2] for frame in scoring], dtype=object)
@@ -151,12 +150,12 @@ def bench_learning(
                     points = []
                     for seed in range(seeds):
                         order = np.random.default_rng(seed).permutation(len(stream))
-                        window = seen.at(order[max(samples) : max(samples) + _WINDOW])
+                        window = seen.at(order[max(samples) : max(samples) + EVIDENCE])
                         began = time.perf_counter()
                         method, head, tail = learner.learn(seen.at(order[:count]), pool)
                         seconds = time.perf_counter() - began
                         embeddings = learner.embed(window, head, tail)
-                        threshold = _threshold(embeddings, window.fm[:EVIDENCE], pool, target)
+                        threshold = _threshold(embeddings, window.fm, pool, target)
                         found = pool.recognise(learner.embed(scored, head, tail), top_k=1)
                         answers, on_edge = labels[found.indices[:, 0]], found.margins >= threshold
                         system = np.where(on_edge, answers, fm)

@@ -10,7 +10,7 @@ from .queries import CloudAnswer
 
 
 def grade(answer: CloudAnswer, label: str, embedding: np.ndarray, pool: LabelPool, temperature: float) -> float:
-    """Graded agreement (see `edgefm.models.confidence`) over the FM's best labels and the student's.
+    """Graded agreement (see `edgefm.models.confidence`) over the FM's best labels, the student's, and "unknown".
 
     Args:
         answer: of the FM, under the version of `pool`.
@@ -18,12 +18,13 @@ def grade(answer: CloudAnswer, label: str, embedding: np.ndarray, pool: LabelPoo
         embedding: (D,) the student's.
         temperature: the student's.
     """
-    said = UNKNOWN if answer.unknown else answer.labels[0]
-    if said == label:
+    if (UNKNOWN if answer.unknown else answer.labels[0]) == label:
         return 1.0
-    if UNKNOWN in (said, label) or answer.edge_similarity is None:
-        return 0.0  # "unknown" has no posterior: it is the same answer or not
-    known = dict(zip(answer.labels, answer.similarities, strict=True)) | {label: answer.edge_similarity}
-    fm = np.array([*known.values()])[None]  # (1, k)
+    known = dict(zip(answer.labels, answer.similarities, strict=True))
+    if label != UNKNOWN:
+        if answer.edge_similarity is None:
+            return 0.0  # the cloud's pool has no such label
+        known[label] = answer.edge_similarity
+    fm = np.array([*known.values()], np.float32)[None]  # (1, k)
     student = (pool.embeddings[[pool.labels.index(name) for name in known]] @ embedding)[None]
-    return float(graded_agreement(fm, student, pool.temperature, temperature)[0])
+    return float(graded_agreement(pool.with_unknown(fm), pool.with_unknown(student), pool.temperature, temperature)[0])

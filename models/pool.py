@@ -103,6 +103,11 @@ class LabelPool:
         top = ranked[:, 0]
         return Recognition(order[:, :k], ranked[:, :k], top - second, top < self.unknown_floor)
 
+    def with_unknown(self, similarities: np.ndarray) -> np.ndarray:
+        """(N, k) similarities to (N, k + 1): `UNKNOWN` as a label whose similarity is the floor, which is the best one
+        exactly when a sample is answered with it."""
+        return np.hstack([similarities, np.full((len(similarities), 1), self.unknown_floor, similarities.dtype)])
+
     def answers(self, recognition: Recognition) -> list[str]:
         """The label of each sample, `UNKNOWN` below the floor."""
         return [

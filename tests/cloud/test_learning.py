@@ -194,26 +194,31 @@ def test_the_judge_compares_answers_and_unknown_is_an_answer():
     known_x, known_y, nothing = [1, 0.1, 0], [0.1, 1, 0], [0.1, 0.2, 1]
     also_nothing = [0.2, 0.1, 1]  # unknown too, with another label in front
     torn = [1, 0.9, 0]  # the FM prefers x by little
+    hardly = [0.56, 0, 1]  # just below the floor
     pairs = [
-        (known_x, known_x, True, 1.0),
-        (known_x, known_y, False, None),
-        (known_x, nothing, False, 0.0),
-        (nothing, known_x, False, 0.0),
-        (nothing, nothing, True, 1.0),
-        (nothing, also_nothing, True, 1.0),
-        (known_y, torn, False, None),
+        (known_x, known_x, True),
+        (known_x, known_y, False),
+        (known_x, nothing, False),
+        (nothing, known_x, False),
+        (nothing, nothing, True),
+        (nothing, also_nothing, True),
+        (known_y, torn, False),
+        (known_x, hardly, False),
     ]
-    student, teacher, expected, certainty = zip(*pairs, strict=True)
+    student, teacher, expected = zip(*pairs, strict=True)
     unit, fm = normalise(np.array(student)), normalise(np.array(teacher))
     judgement = judge(unit, fm, pool)
-    assert judgement.agrees.tolist() == list(expected) and judgement.agreement == 3 / 7
+    assert judgement.agrees.tolist() == list(expected) and judgement.agreement == 3 / 8
     np.testing.assert_allclose(judgement.margins, np.abs(unit[:, 0] - unit[:, 1]), atol=1e-6)
-    for row, known in enumerate(certainty):
-        if known is not None:
-            assert judgement.fm_certainty[row] == judgement.graded[row] == pytest.approx(known)
-    ratio = np.exp((fm[6, 1] - fm[6, 0]) / 0.2)  # softmax over the two labels, y over x
-    assert judgement.fm_certainty[6] == pytest.approx(ratio, rel=1e-4) and 0.5 < ratio < 1
+    assert (judgement.fm_certainty[judgement.agrees] == 1).all() and (judgement.graded[judgement.agrees] == 1).all()
+    for row, top, second in (
+        (6, fm[6, 0], fm[6, 1]),
+        (7, 0.5, fm[7, 0]),
+    ):  # "unknown" is a label as similar as the floor
+        ratio = np.exp((second - top) / 0.2)
+        assert judgement.fm_certainty[row] == pytest.approx(ratio, rel=1e-4) and 0.5 < ratio < 1
     assert judgement.fm_certainty[1] < 0.05 and judgement.graded[1] < judgement.graded[6]
+    assert judgement.fm_certainty[2] < judgement.fm_certainty[7]
     assert judgement.quality == pytest.approx(judgement.fm_certainty.mean())
 
 

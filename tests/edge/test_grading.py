@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from edgefm.edge.grading import grade
@@ -36,12 +38,17 @@ def test_a_grade_from_the_best_labels_is_nearly_that_of_the_whole_pool(seed: int
     assert grade(answer(fm, label), label, student, POOL, 0.07) == pytest.approx(whole, abs=0.02)
 
 
-def test_unknown_agrees_with_unknown_alone():
-    fm = POOL.embeddings[0]
-    assert grade(answer(fm, "a"), "a", fm, POOL, 0.05) == 1.0
-    assert grade(answer(fm, UNKNOWN, unknown=True), UNKNOWN, fm, POOL, 0.05) == 1.0
-    assert grade(answer(fm, "b", unknown=True), "b", fm, POOL, 0.05) == 0.0
-    assert grade(answer(fm, UNKNOWN), UNKNOWN, fm, POOL, 0.05) == 0.0
+def test_unknown_is_a_label_as_similar_as_the_floor():
+    pool = replace(POOL, unknown_floor=0.9)
+    fm = POOL.embeddings[0]  # similarity 1 with "a": just above the floor
+    unknown = answer(fm, UNKNOWN, unknown=True)
+    assert grade(answer(fm, "a"), "a", fm, pool, 0.05) == grade(unknown, UNKNOWN, fm, pool, 0.05) == 1.0
+    torn = replace(answer(0.89 * fm, "a"), unknown=True)  # just below the floor
+    assert 0.5 < grade(torn, "a", fm, pool, 0.05) and grade(torn, "a", fm, pool, 0.05) > grade(
+        torn, "a", 0.91 * fm, pool, 0.05
+    )
+    by_the_floor = graded_agreement(np.array([[1.0, 0.9]]), np.array([[-1.0, 0.9]]), 0.05, 0.05)[0]
+    assert grade(answer(fm, UNKNOWN), UNKNOWN, -fm, pool, 0.05) == pytest.approx(by_the_floor, abs=0.05)
 
 
 def test_a_label_that_the_cloud_does_not_have_agrees_with_nothing():

@@ -194,3 +194,13 @@ def test_labels_are_tidied():
 def test_normalise_leaves_zero_at_zero():
     rows = normalise(np.array([[3.0, 4.0], [0.0, 0.0]]))
     assert np.allclose(rows, [[0.6, 0.8], [0, 0]]) and rows.dtype == np.float32
+
+
+def test_unknown_as_a_label_wins_exactly_below_the_floor():
+    pool = _pool(0.1)
+    vectors = np.random.default_rng(3).standard_normal((50, pool.embeddings.shape[1])).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    recognition = pool.recognise(vectors, top_k=1)
+    best = pool.with_unknown(vectors @ pool.embeddings.T).argmax(axis=1)
+    assert ((best == len(pool.labels)) == recognition.unknown).all() and 0 < recognition.unknown.sum() < 50
+    assert (best == recognition.indices[:, 0])[~recognition.unknown].all()
