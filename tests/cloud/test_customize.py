@@ -322,7 +322,7 @@ def test_an_environment_whose_only_version_is_damaged_starts_anew(tmp_path: Path
         manifest.write_text(manifest.read_text()[:100])
         restarted = Environments(synclip, cloud_config(tmp_path))
         await restarted.start()
-        with pytest.raises(InputError, match="no device has registered"):
+        with pytest.raises(InputError, match="unknown environment 'yard'"):
             restarted.student("yard")
         await restarted.register("yard", LABELS[:2], "")
         assert without_date(restarted.student("yard")) == without_date(whole)

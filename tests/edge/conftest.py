@@ -79,6 +79,11 @@ class CloudThread:
         data = Head(head.weight * scale, head.bias * scale).to_bytes()  # the same answers, other bytes
         return self.registry.publish(current.model_copy(update={"parent": current.version}), {HEAD_FILE: data})
 
+    def announce(self, manifest: StudentManifest) -> None:
+        """Makes a version current without looking at its files, as if they went bad right afterwards."""
+        self.registry.point(manifest.environment, manifest.version)
+        self._loop.call_soon_threadsafe(self.server.environments._published, manifest)
+
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -317,7 +317,7 @@ def test_a_version_that_arrives_corrupt_is_refused_and_a_later_one_taken(updatin
     path = cloud.registry.blob_path(ref.sha256)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with Operator(cloud.target) as operator:
-        operator.rollback("versions", bad.version)
+        cloud.announce(bad)
         until(lambda: bool(updater.refused))
         assert updater.take() is None and "is damaged" in updater.refused[0]
         operator.rollback("versions", good.version)
