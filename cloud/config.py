@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..models.checks import require_finite
 from ..models.errors import ConfigError
 from ..models.students import DEFAULT_STUDENT
 from ..proto.limits import DEFAULT_PORT
@@ -20,22 +21,32 @@ class CustomizationConfig:
         held_out: share of the samples, chosen by their hash, that no version ever trains on: the gate and the
             calibration use them.
         prior_samples: weight of version 0 against the samples, in samples of average feature energy.
+        tail_from: samples from which on the tail of the backbone is trained too; below, the head alone.
+        tail_samples: samples that train the tail, at most: the newest half of them, and of the older ones as many at
+            random, so that an environment that returns is not forgotten.
+        views: of each sample that trains the tail: the sample itself, and others as its camera might have taken it.
+        epochs: passes over them.
+        learning_rate: of the tail (AdamW).
         lambda_mse: weight of the MSE term beside the contrastive one.
-        tau: temperature of the contrastive term.
-        epochs: passes of the contrastive refinement; 0 leaves it out.
-        learning_rate: of the contrastive refinement (Adam).
+        softness: temperature of the contrastive term, as a multiple of the FM's.
     """
 
     first_at: int = 100
     growth: float = 2.0
     held_out: float = 0.2
     prior_samples: float = 1500.0
+    tail_from: int = 400
+    tail_samples: int = 3000
+    views: int = 4
+    epochs: int = 4
+    learning_rate: float = 3e-4
     lambda_mse: float = 10.0
-    tau: float = 0.1
-    epochs: int = 8
-    learning_rate: float = 3e-5
+    softness: float = 3.0
     seed: int = 0
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        require_finite(self)
 
 
 @dataclass(frozen=True)
@@ -112,11 +123,12 @@ class CloudConfig:
     drift: DriftConfig = field(default_factory=DriftConfig)
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if self.max_batch < 1 or self.max_queue < self.max_batch:
             raise ConfigError(
                 f"max_batch must be at least 1 and max_queue at least max_batch, got {self.max_batch}, {self.max_queue}"
             )
         if not 0.01 <= self.health_period_s <= 3600:
             raise ConfigError(f"health_period_s is between 0.01 and 3600, got {self.health_period_s}")
-        if self.store_bytes < 0 or not 0 <= self.retention_days < 1e6 or not 0 <= self.max_delay_ms < 1e6:
-            raise ConfigError("store_bytes, retention_days and max_delay_ms must be finite and not negative")
+        if min(self.store_bytes, self.retention_days, self.max_delay_ms) < 0:
+            raise ConfigError("store_bytes, retention_days and max_delay_ms must not be negative")

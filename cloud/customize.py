@@ -1,7 +1,11 @@
 """Semantic-driven customization (EdgeFM, section 4), in a process of its own: `python -m edgefm.cloud.customize JOB`.
 
-Reads the store, never writes to it; computes the student's backbone features once per sample and caches them; fits a
-head; puts it before the gate; writes `result.json` and the new head into the job's folder. The service publishes.
+Reads the store, never writes to it; computes the pretrained backbone's features once per sample and caches them; fits a
+head; with enough samples trains the tail of the backbone too; puts the better of the two before the gate; writes
+`result.json` and the new weights into the job's folder. The service publishes.
+
+Every run starts from the pretrained backbone and learns from the store, not from the version before: what an environment
+was like once is forgotten only when its samples are.
 """
 
 from __future__ import annotations
@@ -9,25 +13,30 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import TypeAdapter
 
+from ..models.backbones import Tail, feature_graph, trunk_graph
 from ..models.errors import EdgeFMError, StoreError
 from ..models.images import decode_image
 from ..models.pool import LabelPool
 from ..models.runtime import OnnxModel
-from ..models.student_graph import FEATURES, HEAD_FILE, Head
-from ..models.versions import GRAPH_FILE, Calibration, StudentManifest
+from ..models.student_graph import HEAD_FILE, TAIL_FILE, Head, tail_to_bytes
+from ..models.students import student_profile
+from ..models.versions import GRAPH_FILE, Calibration, StudentManifest, sha256_hex
+from .augment import trunk_views
 from .config import CustomizationConfig
-from .learning import Judgement, Samples, held_out_mask, judge, learn_head
-from .store import SampleStore
+from .learning import Judgement, embed_with, fit_closed_form, held_out_mask, judge, train_tail
+from .store import SampleStore, StoredSamples, image_path
 
 RESULT_FILE = "result.json"
-_FEATURE_BATCH = 32
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,23 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run found. `accepted` is the gate's word."""
+    """What a run found. `accepted` is the gate's word.
+
+    Attributes:
+        quality, parent_quality: what the gate compared, see `Judgement.quality`.
+        files: names of the weight files that the run wrote into the job's folder.
+    """
 
     accepted: bool
     samples: int
     pool_version: str
     agreement: float
     parent_agreement: float
+    quality: float
+    parent_quality: float
+    temperature: float
     method: str
+    files: tuple[str, ...]
     calibration: Calibration
 
 
@@ -90,73 +108,157 @@ class FeatureCache:
             self._db.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)
 
 
-def load_samples(job: Job, manifest: StudentManifest) -> tuple[list[str], Samples]:
-    """The environment's samples with their features; those whose image has gone or is damaged are left out."""
+@dataclass(frozen=True)
+class _Data:
+    """The readable samples of an environment, N of them, and the student that embeds them."""
+
+    job: Job
+    manifest: StudentManifest
+    stored: StoredSamples
+    features: np.ndarray  # (N, F) float32, of the pretrained backbone
+
+    def images(self, rows: np.ndarray) -> Iterator[list[Image.Image]]:
+        """The samples at these positions, in batches."""
+        store = self.job.store
+        for start in range(0, len(rows), _BATCH):
+            digests = [self.stored.sha256[row] for row in rows[start : start + _BATCH]]
+            yield [decode_image(image_path(store, digest).read_bytes()) for digest in digests]
+
+    def trunk_views(self, rows: np.ndarray, views: int) -> np.ndarray:
+        """(len(rows), views, C, h, w) float16 trunk activations; the first view is the sample itself."""
+        profile = student_profile(self.manifest.profile)
+        trunk = OnnxModel(trunk_graph(profile.backbone, profile.input_size), self.job.config.threads)
+        parts = []
+        for start, images in zip(range(0, len(rows), _BATCH), self.images(rows), strict=True):
+            seeds = [int(self.stored.sha256[row][:8], 16) for row in rows[start : start + _BATCH]]
+            parts.append(trunk_views(trunk, self.manifest.preprocess, images, seeds, views))
+        return np.concatenate(parts)
+
+    def embed_running(self, rows: np.ndarray) -> np.ndarray:
+        """(len(rows), D): what the running version says."""
+        student = OnnxModel(self.job.running / GRAPH_FILE, self.job.config.threads)
+        return np.concatenate([student(self.manifest.preprocess.batch(images)) for images in self.images(rows)])
+
+
+def load_data(job: Job, manifest: StudentManifest) -> _Data:
+    """The environment's samples; those whose image has gone or is damaged are left out."""
     store = SampleStore(job.store)
-    stored = store.samples(job.environment, job.since)
-    backbone = "-".join(ref.sha256[:16] for ref in manifest.files if ref.name != HEAD_FILE)
-    cache = FeatureCache(job.store, backbone)
-    features = cache.get()
-    missing = [digest for digest in stored.sha256 if digest not in features]
-    student = OnnxModel(job.running / GRAPH_FILE, job.config.threads)
-    for start in range(0, len(missing), _FEATURE_BATCH):
-        digests, images = [], []
-        for digest in missing[start : start + _FEATURE_BATCH]:
-            try:
-                images.append(decode_image(store.image_path(digest).read_bytes()))
-                digests.append(digest)
-            except (OSError, EdgeFMError) as error:
-                print(f"level=warning event=sample_skipped sha256={digest} reason={str(error)!r}", file=sys.stderr)
-        if images:
-            computed = student(manifest.preprocess.batch(images), FEATURES)  # (b, F)
-            cache.put(digests, computed)
-            features.update(zip(digests, computed, strict=True))
+    stored = store.samples(job.environment)
+    profile = student_profile(manifest.profile)
+    backbone = feature_graph(profile.backbone, profile.input_size)
+    cache = FeatureCache(job.store, backbone.stem)
+    features, model = cache.get(), OnnxModel(backbone, job.config.threads)
+    intact = [i for i, digest in enumerate(stored.sha256) if _is_intact(store.image_path(digest), digest)]
     store.close()
-    there = [i for i, digest in enumerate(stored.sha256) if digest in features]
-    if not there:
+    if not intact:
         raise StoreError(f"no readable sample of {job.environment} in {job.store}")
-    digests = [stored.sha256[i] for i in there]
-    return digests, Samples(
-        np.stack([features[digest] for digest in digests]), stored.embeddings[there], stored.propensities[there]
-    )
+    stored = stored.at(intact)
+    data = _Data(job, manifest, stored, np.empty(0))
+    missing = [row for row, digest in enumerate(stored.sha256) if digest not in features]
+    for start, images in zip(range(0, len(missing), _BATCH), data.images(np.array(missing, int)), strict=True):
+        digests = [stored.sha256[row] for row in missing[start : start + _BATCH]]
+        computed = model(manifest.preprocess.batch(images))  # (b, F)
+        cache.put(digests, computed)
+        features.update(zip(digests, computed, strict=True))
+    return replace(data, features=np.stack([features[digest] for digest in stored.sha256]))
+
+
+def _is_intact(path: Path, digest: str) -> bool:
+    try:
+        found = sha256_hex(path.read_bytes())
+    except OSError as error:
+        found = str(error)
+    if found != digest:
+        print(f"level=warning event=sample_skipped sha256={digest} reason={found!r}", file=sys.stderr)
+    return found == digest
+
+
+# ---- the run
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Weights that might become a version."""
+
+    method: str
+    judgement: Judgement
+    files: dict[str, bytes]
 
 
 def run(job: Job) -> Outcome:
     """Trains, gates, and writes the result into `job.output`. Equal jobs give equal bytes on one machine."""
     torch.use_deterministic_algorithms(True)
+    torch.manual_seed(job.config.seed)
     if job.config.threads:
         torch.set_num_threads(job.config.threads)
     manifest = StudentManifest.from_json((job.running / "manifest.json").read_bytes())
     pool = LabelPool.load(job.pool)
-    sha256, samples = load_samples(job, manifest)
-    mask = held_out_mask(sha256, job.config.held_out)
-    if mask.all() or not mask.any():
-        raise StoreError(f"{len(sha256)} samples are too few to train on some and hold others out")
-    train, held_out = samples.where(~mask), samples.where(mask)
-    dim = manifest.embedding_dim
-    version0 = Head.from_bytes((job.version0 / HEAD_FILE).read_bytes(), dim)
-    running = Head.from_bytes((job.running / HEAD_FILE).read_bytes(), dim)
-    learned = learn_head(train, held_out, version0, pool, job.config)
-    parent = judge(running, held_out, pool)
+    data = load_data(job, manifest)
+    mask = held_out_mask(data.stored.sha256, job.config.held_out)
+    # After a drift alarm the old samples still teach, so that a look that returns is not forgotten; the new ones judge.
+    train, held_out = np.flatnonzero(~mask), np.flatnonzero(mask & (data.stored.received_at >= job.since))
+    if not len(train) or not len(held_out):
+        raise StoreError(f"{len(mask)} samples are too few to train on some and hold others out")
+    targets = data.stored.embeddings
+
+    version0 = Head.from_bytes((job.version0 / HEAD_FILE).read_bytes(), manifest.embedding_dim)
+    head = fit_closed_form(data.features[train], targets[train], version0, job.config.prior_samples)
+    candidates = [
+        _Candidate("head", judge(head(data.features[held_out]), targets[held_out], pool), {HEAD_FILE: head.to_bytes()})
+    ]
+    if len(mask) >= job.config.tail_from:
+        candidates.append(_with_tail(data, train, held_out, pool, head))
+    best = min(candidates, key=lambda candidate: candidate.judgement.risk)
+
+    parent = judge(data.embed_running(held_out), targets[held_out], pool)
     outcome = Outcome(
-        accepted=learned.judgement.agreement >= parent.agreement,
-        samples=len(sha256),
+        accepted=best.judgement.quality >= parent.quality,
+        samples=len(mask),
         pool_version=pool.version,
-        agreement=learned.judgement.agreement,
+        agreement=best.judgement.agreement,
         parent_agreement=parent.agreement,
-        method=learned.method,
-        calibration=_calibration(learned.judgement, held_out),
+        quality=best.judgement.quality,
+        parent_quality=parent.quality,
+        temperature=best.judgement.temperature,
+        method=best.method,
+        files=tuple(best.files),
+        calibration=_calibration(best.judgement, data.stored.propensities[held_out]),
     )
-    (job.output / HEAD_FILE).write_bytes(learned.head.to_bytes())
+    for name, content in best.files.items():
+        (job.output / name).write_bytes(content)
     (job.output / RESULT_FILE).write_bytes(TypeAdapter(Outcome).dump_json(outcome))
     return outcome
 
 
-def _calibration(judgement: Judgement, held_out: Samples) -> Calibration:
+def _with_tail(data: _Data, train: np.ndarray, held_out: np.ndarray, pool: LabelPool, head: Head) -> _Candidate:
+    config, profile, targets = data.job.config, student_profile(data.manifest.profile), data.stored.embeddings
+    chosen = _newest_and_others(train, data.stored.received_at[train], config)
+    tail, head = train_tail(
+        data.trunk_views(chosen, config.views), targets[chosen], pool, Tail(profile.backbone), head, config
+    )
+    embeddings = embed_with(tail, head, data.trunk_views(held_out, 1)[:, 0])
+    return _Candidate(
+        "head+tail",
+        judge(embeddings, targets[held_out], pool),
+        {TAIL_FILE: tail_to_bytes(profile, tail), HEAD_FILE: head.to_bytes()},
+    )
+
+
+def _newest_and_others(rows: np.ndarray, received_at: np.ndarray, config: CustomizationConfig) -> np.ndarray:
+    """At most `tail_samples` of the rows, ascending: half of them the newest, the others drawn from the rest."""
+    if len(rows) <= config.tail_samples:
+        return rows
+    by_age = rows[np.argsort(-received_at, kind="stable")]
+    newest, rest = np.split(by_age, [config.tail_samples // 2])
+    others = np.random.default_rng(config.seed).permutation(rest)[: config.tail_samples - len(newest)]
+    return np.sort(np.concatenate((newest, others)))
+
+
+def _calibration(judgement: Judgement, propensities: np.ndarray) -> Calibration:
     return Calibration(
         margins=[round(float(margin), 6) for margin in judgement.margins],
-        agrees=[bool(agrees) for agrees in judgement.agrees],
-        propensities=[round(float(propensity), 6) for propensity in held_out.propensities],
+        agreements=[round(float(graded), 6) for graded in judgement.graded],
+        propensities=[round(float(propensity), 6) for propensity in propensities],
     )
 
 

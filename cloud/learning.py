@@ -1,9 +1,9 @@
-"""What a student learns from the FM: the head, from cached backbone features. Pure functions of arrays.
+"""What a student learns from the FM: the head from cached features, then the tail of the backbone. Arrays in, arrays out.
 
-The loss is the paper's pair, MSE and contrastive: `lambda_mse * ||s - v||^2 + CE(cos(s, t) / tau, pseudo-label)`, with
-s the student's embedding, v the FM's and t the pool. The MSE part of a linear head has a closed form, and with version 0
-as its prior it is what makes students better here (docs: customization). The contrastive part then moves on from there
-by gradient; it may raise agreement but costs calibration, so the held-out samples decide whether it stays.
+The loss is the paper's pair, MSE and contrastive: `lambda_mse * ||s - v||^2 + CE(softmax(s t / tau), softmax(v t / tau))`,
+with s the student's embedding, v the FM's, t the pool, and tau above the FM's temperature: where the FM is torn between
+labels, so is the target. The MSE part of a linear head has a closed form, and with version 0 as its prior it is where every
+student starts. Training the tail goes on from there by gradient on the whole loss.
 """
 
 from __future__ import annotations
@@ -13,46 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..models.backbones import Tail
+from ..models.confidence import fit_temperature, graded_agreement, log_posterior
 from ..models.pool import LabelPool
 from ..models.student_graph import Head
+from ..models.versions import quantise_fp16
 from .config import CustomizationConfig
 
 INTERCEPT_SHARE = 0.1
 """The prior holds the intercept less tightly than the weights: it has one parameter a dimension to learn, not F."""
 
-
-@dataclass(frozen=True)
-class Samples:
-    """N samples as the learner sees them: no image, no ground truth."""
-
-    features: np.ndarray  # (N, F) float32, student backbone
-    targets: np.ndarray  # (N, D) float32, FM embeddings, L2-normalised
-    propensities: np.ndarray  # (N,)
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def where(self, mask: np.ndarray) -> Samples:
-        return Samples(self.features[mask], self.targets[mask], self.propensities[mask])
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """A head on held-out samples, against the FM."""
-
-    margins: np.ndarray  # (N,)
-    agrees: np.ndarray  # (N,) bool
-
-    @property
-    def agreement(self) -> float:
-        return float(self.agrees.mean())
-
-    @property
-    def risk(self) -> float:
-        """Area under the risk-coverage curve: the mean, over all thresholds, of the disagreement among the samples
-        that would be answered on the edge. Lower lets more be answered there at the same accuracy."""
-        wrong = ~self.agrees[np.argsort(-self.margins, kind="stable")]
-        return float((np.cumsum(wrong) / np.arange(1, len(wrong) + 1)).mean())
+_BATCH = 64
+_WARM_UP_STEPS = 20
+_HEAD_RATE = 0.1
+"""Learning rate of the head against the tail's: it starts at the solution for the features of before."""
 
 
 def held_out_mask(sha256: list[str], share: float) -> np.ndarray:
@@ -60,24 +34,76 @@ def held_out_mask(sha256: list[str], share: float) -> np.ndarray:
     return np.array([int(digest[:8], 16) / 2**32 < share for digest in sha256], bool)
 
 
-def judge(head: Head, samples: Samples, pool: LabelPool) -> Judgement:
-    """Agreement is on answers: both "unknown" counts as agreeing."""
-    student = pool.recognise(head(samples.features), top_k=1)
-    teacher = pool.recognise(samples.targets, top_k=1)
-    same_label = student.indices[:, 0] == teacher.indices[:, 0]
-    agrees = np.where(student.unknown | teacher.unknown, student.unknown == teacher.unknown, same_label)
-    return Judgement(student.margins, agrees)
+# ---- judging
 
 
-def fit_closed_form(samples: Samples, prior: Head, prior_samples: float) -> Head:
+@dataclass(frozen=True)
+class Judgement:
+    """A student on N held-out samples, against the FM.
+
+    Attributes:
+        margins: (N,) of the student's similarities.
+        agrees: (N,) bool; both "unknown" counts as agreeing.
+        graded: (N,) graded agreement, see `edgefm.models.confidence`.
+        fm_certainty: (N,) probability of the student's answer under the FM's posterior, over that of the FM's answer.
+        temperature: of the student, fitted here.
+    """
+
+    margins: np.ndarray
+    agrees: np.ndarray
+    graded: np.ndarray
+    fm_certainty: np.ndarray
+    temperature: float
+
+    @property
+    def agreement(self) -> float:
+        return float(self.agrees.mean())
+
+    @property
+    def quality(self) -> float:
+        """Mean `fm_certainty`, what the gate compares: agreement, but a disagreement costs little where the FM is torn.
+        It varies less from sample to sample than agreement does, and few samples are held out."""
+        return float(self.fm_certainty.mean())
+
+    @property
+    def risk(self) -> float:
+        """Area under the risk-coverage curve: the mean, over all thresholds, of what the samples above the threshold lack
+        in quality. Lower lets more be answered on the edge at the same accuracy."""
+        lack = 1.0 - self.fm_certainty[np.argsort(-self.margins, kind="stable")]
+        return float((np.cumsum(lack) / np.arange(1, len(lack) + 1)).mean())
+
+
+def judge(embeddings: np.ndarray, targets: np.ndarray, pool: LabelPool) -> Judgement:
+    """Sets (N, D) student embeddings against the FM's."""
+    student, teacher = pool.recognise(embeddings, top_k=1), pool.recognise(targets, top_k=1)
+    chosen, right = student.indices[:, 0], teacher.indices[:, 0]
+    mine, fm = embeddings @ pool.embeddings.T, targets @ pool.embeddings.T  # (N, K)
+    posterior = np.exp(log_posterior(fm, pool.temperature))
+    temperature = fit_temperature(mine, posterior)
+    rows = np.arange(len(mine))
+    certainty = posterior[rows, chosen] / posterior[rows, right]
+    graded = graded_agreement(fm, mine, pool.temperature, temperature)
+    if (either := student.unknown | teacher.unknown).any():  # "unknown" has no posterior: it is the same answer or not
+        same = (student.unknown == teacher.unknown).astype(float)
+        certainty, graded = np.where(either, same, certainty), np.where(either, same, graded)
+    agrees = np.where(either, student.unknown == teacher.unknown, chosen == right)
+    return Judgement(student.margins, agrees, graded, certainty, temperature)
+
+
+# ---- the head
+
+
+def fit_closed_form(features: np.ndarray, targets: np.ndarray, prior: Head, prior_samples: float) -> Head:
     """The head that minimises `sum ||x W + b - v||^2 + strength * ||[W; b] - prior||^2`.
 
     Args:
+        features: (N, F) float32, of the student's backbone.
+        targets: (N, D) float32, FM embeddings, L2-normalised.
         prior: the head to fall back to where the samples say nothing; rescaled to outputs of unit length, since v has
             unit length and a version's scale is free.
         prior_samples: strength of the prior, in samples of average feature energy.
     """
-    features = samples.features.astype(np.float64)  # (N, F)
+    features = features.astype(np.float64)  # (N, F)
     centre = features.mean(axis=0)
     raw = features @ prior.weight + prior.bias  # (N, D)
     scale = np.linalg.norm(raw, axis=1).mean()
@@ -85,51 +111,73 @@ def fit_closed_form(samples: Samples, prior: Head, prior_samples: float) -> Head
     bias = (centre @ prior.weight + prior.bias) / scale  # at the centre
     centred = features - centre
     strength = prior_samples * centred.var(axis=0).mean()
-    residual = samples.targets - (raw / scale)  # (N, D)
+    residual = targets - (raw / scale)  # (N, D)
     gram = centred.T @ centred
-    gram[np.diag_indices_from(gram)] += strength
+    gram[np.diag_indices_from(gram)] += max(strength, np.finfo(np.float64).tiny)  # equal features: nothing to learn
     weight += np.linalg.solve(gram, centred.T @ residual)
-    bias += residual.sum(axis=0) / (len(samples) + prior_samples * INTERCEPT_SHARE)
+    bias += residual.sum(axis=0) / (len(features) + prior_samples * INTERCEPT_SHARE)
     return Head(weight, bias - centre @ weight)
 
 
-def refine_contrastive(samples: Samples, start: Head, pool: LabelPool, config: CustomizationConfig) -> Head:
-    """Gradient steps on the full loss from `start`; deterministic for `config.seed`."""
+# ---- the tail
+
+
+def embed_with(tail: Tail, head: Head, activations: np.ndarray) -> np.ndarray:
+    """(N, C, h, w) trunk activations -> (N, D) float32, L2-normalised."""
+    with torch.no_grad():
+        parts = [
+            tail(torch.from_numpy(activations[i : i + _BATCH].astype(np.float32))).numpy()
+            for i in range(0, len(activations), _BATCH)
+        ]
+    return head(np.concatenate(parts))
+
+
+def train_tail(
+    views: np.ndarray, targets: np.ndarray, pool: LabelPool, tail: Tail, head: Head, config: CustomizationConfig
+) -> tuple[Tail, Head]:
+    """Trains tail and head together; deterministic for `config.seed`.
+
+    Args:
+        views: (N, V, C, h, w) trunk activations of V views of each sample; each epoch takes one view of each at random,
+            and all views of a sample have the same target: what the FM said of the sample itself.
+        targets: (N, D) float32, FM embeddings.
+        tail: where it starts; changed in place.
+        head: where it starts, fitted to that tail's features.
+
+    Returns:
+        Both, rounded to fp16 as they will be stored.
+    """
     generator = torch.Generator().manual_seed(config.seed)
-    features = torch.from_numpy(samples.features)  # (N, F)
-    targets = torch.from_numpy(samples.targets)  # (N, D)
-    labels = torch.from_numpy(pool.recognise(samples.targets, top_k=1).indices[:, 0])  # (N,)
+    count, choices = views.shape[:2]
+    fm = torch.from_numpy(targets)  # (N, D)
     texts = torch.from_numpy(pool.embeddings)  # (K, D)
-    weight = torch.from_numpy(start.weight.copy()).requires_grad_()
-    bias = torch.from_numpy(start.bias.copy()).requires_grad_()
-    optimizer = torch.optim.Adam([weight, bias], lr=config.learning_rate)
+    tau = config.softness * pool.temperature
+    beliefs = torch.softmax(fm @ texts.T / tau, dim=1)  # (N, K)
+    weight = torch.from_numpy(head.weight.copy()).requires_grad_()
+    bias = torch.from_numpy(head.bias.copy()).requires_grad_()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": list(tail.parameters()), "lr": config.learning_rate},
+            {"params": [weight, bias], "lr": config.learning_rate * _HEAD_RATE},
+        ],
+        weight_decay=0.0,
+    )
+    steps = config.epochs * -(-count // _BATCH)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / _WARM_UP_STEPS) * 0.5 * (1 + np.cos(np.pi * step / steps))
+    )
     for _ in range(config.epochs):
-        for batch in torch.randperm(len(samples), generator=generator).split(128):
-            embeddings = torch.nn.functional.normalize(features[batch] @ weight + bias, dim=1)  # (b, D)
-            mse = (embeddings - targets[batch]).square().sum(dim=1).mean()
-            contrastive = torch.nn.functional.cross_entropy(embeddings @ texts.T / config.tau, labels[batch])
+        for batch in torch.randperm(count, generator=generator).split(_BATCH):
+            view = torch.randint(choices, (len(batch),), generator=generator).numpy()
+            activations = torch.from_numpy(views[batch.numpy(), view].astype(np.float32))  # (b, C, h, w)
+            embeddings = torch.nn.functional.normalize(tail(activations) @ weight + bias, dim=1)  # (b, D)
+            mse = (embeddings - fm[batch]).square().sum(dim=1).mean()
+            contrastive = torch.nn.functional.cross_entropy(embeddings @ texts.T / tau, beliefs[batch])
             optimizer.zero_grad()
             (config.lambda_mse * mse + contrastive).backward()
             optimizer.step()
-    return Head(weight.detach().numpy(), bias.detach().numpy())
-
-
-@dataclass(frozen=True)
-class Learned:
-    """The best head a run found, judged on the held-out samples."""
-
-    head: Head
-    method: str
-    judgement: Judgement
-
-
-def learn_head(
-    train: Samples, held_out: Samples, version0: Head, pool: LabelPool, config: CustomizationConfig
-) -> Learned:
-    """Fits the candidates and keeps the one with the lowest held-out risk."""
-    closed = fit_closed_form(train, version0, config.prior_samples)
-    candidates = [Learned(closed, "mse", judge(closed, held_out, pool))]
-    if config.epochs:
-        refined = refine_contrastive(train, closed, pool, config)
-        candidates.append(Learned(refined, "mse+contrastive", judge(refined, held_out, pool)))
-    return min(candidates, key=lambda candidate: candidate.judgement.risk)
+            schedule.step()
+    with torch.no_grad():
+        for parameter in tail.parameters():
+            parameter.copy_(torch.from_numpy(quantise_fp16(parameter.numpy())))
+    return tail, Head(weight.detach().numpy(), bias.detach().numpy())

@@ -12,6 +12,7 @@ from typing import NoReturn, TypeVar
 
 import grpc
 import grpc.aio
+import numpy as np
 
 from ..models.errors import (
     ConfigError,
@@ -154,6 +155,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
             batch_size=batched.batch_size,
             pool_version=pool.version,
             samples_labelled=self._environments.samples_labelled(request.environment),
+            edge_similarity=_similarity(pool, batched.result.embedding, request.edge_label),
         )
 
     async def _keep(self, request: pb.RecognizeRequest, found: Recognised, propensity: float) -> None:
@@ -335,6 +337,10 @@ class _TaskSet:
             for task in self._tasks:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _similarity(pool: LabelPool, embedding: np.ndarray, label: str) -> float | None:
+    return float(embedding @ pool.embeddings[pool.labels.index(label)]) if label in pool.labels else None
 
 
 def _sample(

@@ -94,6 +94,16 @@ class StoredSamples:
     sha256: list[str]
     embeddings: np.ndarray  # (N, D) float32
     propensities: np.ndarray  # (N,) float64
+    received_at: np.ndarray  # (N,) float64, Unix seconds
+
+    def at(self, rows: list[int]) -> StoredSamples:
+        return StoredSamples(
+            [self.sha256[row] for row in rows], self.embeddings[rows], self.propensities[rows], self.received_at[rows]
+        )
+
+
+def image_path(root: Path, sha256: str) -> Path:
+    return root / "images" / sha256[:2] / sha256
 
 
 @dataclass
@@ -131,7 +141,7 @@ class SampleStore:
             self._db.close()
 
     def image_path(self, sha256: str) -> Path:
-        return self.root / IMAGES_FOLDER / sha256[:2] / sha256
+        return image_path(self.root, sha256)
 
     # ---- reading
 
@@ -152,14 +162,12 @@ class SampleStore:
         """Samples of each environment ever labelled by the FM and kept, also those evicted since."""
         return dict(self._read("SELECT environment, samples FROM labelled"))
 
-    def samples(self, environment: str, since: float = 0.0) -> StoredSamples:
-        query = (
-            "SELECT sha256, embedding, propensity FROM samples WHERE environment = ? AND received_at >= ? "
-            "ORDER BY sha256"
-        )
-        rows = self._read(query, environment, since)
+    def samples(self, environment: str) -> StoredSamples:
+        query = "SELECT sha256, embedding, propensity, received_at FROM samples WHERE environment = ? ORDER BY sha256"
+        rows = self._read(query, environment)
         embeddings = np.stack([np.frombuffer(row[1], "<f4") for row in rows]) if rows else np.empty((0, 0), "<f4")
-        return StoredSamples([row[0] for row in rows], embeddings, np.array([row[2] for row in rows], np.float64))
+        propensities, received_at = (np.array([row[column] for row in rows], np.float64) for column in (2, 3))
+        return StoredSamples([row[0] for row in rows], embeddings, propensities, received_at)
 
     def _read(self, query: str, *parameters: str | float) -> list[Any]:
         try:

@@ -30,14 +30,14 @@ class CustomizationError(EdgeFMError):
 
 async def customize(
     registry: Registry, store: Path, environment: str, config: CustomizationConfig, since: float = 0.0
-) -> tuple[Outcome, bytes, StudentManifest]:
+) -> tuple[Outcome, dict[str, bytes], StudentManifest]:
     """Runs one customization in a child process.
 
     Args:
-        since: Unix seconds; older samples are left out.
+        since: Unix seconds; only samples received then or later judge the outcome.
 
     Returns:
-        The outcome, the new head's file, and the manifest of the version that was running when the run began.
+        The outcome, the new weight files by name, and the manifest of the version that was running when the run began.
 
     Raises:
         CustomizationError: the child failed.
@@ -47,7 +47,7 @@ async def customize(
         job, running = await asyncio.to_thread(_lay_out, root, registry, store, environment, config, since)
         await _run_child(root / "job.json")
         outcome = TypeAdapter(Outcome).validate_json((job.output / RESULT_FILE).read_bytes())
-        return outcome, (job.output / HEAD_FILE).read_bytes(), running
+        return outcome, {name: (job.output / name).read_bytes() for name in outcome.files}, running
 
 
 def _lay_out(
@@ -200,9 +200,9 @@ class Trainer:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            outcome, head, parent = await customize(self._registry, self._store, environment, self._config, since)
+            outcome, files, parent = await customize(self._registry, self._store, environment, self._config, since)
             async with self._change:
-                published = await asyncio.to_thread(self._publish, environment, outcome, head, parent)
+                published = await asyncio.to_thread(self._publish, environment, outcome, files, parent)
         except (EdgeFMError, OSError) as error:
             self.outcomes["failed"] += 1
             log.error("event=customization_failed environment=%s reason=%s", environment, error)
@@ -210,7 +210,7 @@ class Trainer:
         self.outcomes["accepted" if published else "superseded" if outcome.accepted else "refused"] += 1
         log.info(
             "event=customized environment=%s accepted=%s version=%s samples=%d since=%.0f agreement=%.4f parent=%.4f "
-            "method=%s seconds=%.1f",
+            "quality=%.4f parent_quality=%.4f method=%s seconds=%.1f",
             environment,
             outcome.accepted,
             published.version if published else None,
@@ -218,6 +218,8 @@ class Trainer:
             since,
             outcome.agreement,
             outcome.parent_agreement,
+            outcome.quality,
+            outcome.parent_quality,
             outcome.method,
             loop.time() - started,
         )
@@ -225,7 +227,7 @@ class Trainer:
             self._on_published(published)
 
     def _publish(
-        self, environment: str, outcome: Outcome, head: bytes, parent: StudentManifest
+        self, environment: str, outcome: Outcome, weights: dict[str, bytes], parent: StudentManifest
     ) -> StudentManifest | None:
         if not outcome.accepted or self._registry.current(environment).version != parent.version:
             return None  # refused by the gate, or rolled back while it learned
@@ -236,12 +238,17 @@ class Trainer:
                 "samples": outcome.samples,
                 "agreement": outcome.agreement,
                 "parent_agreement": outcome.parent_agreement,
+                "temperature": outcome.temperature,
                 "method": outcome.method,
                 "calibration": outcome.calibration,
                 "created_at": utc_now(),
             }
         )
-        return self._registry.publish(successor, {HEAD_FILE: head})
+        if outcome.files == (HEAD_FILE,):  # the head was fitted to the pretrained tail, which the parent may not have
+            pretrained = {ref.name: ref for ref in self._registry.manifest(environment, 0).files}
+            files = [pretrained[ref.name] for ref in parent.files]
+            successor = successor.model_copy(update={"files": files})
+        return self._registry.publish(successor, weights)
 
 
 def utc_now() -> str:

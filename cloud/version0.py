@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..models.foundation import FoundationModel
-from ..models.student_graph import student_files, version0_head
+from ..models.student_graph import VERSION0_TEMPERATURE, student_files, version0_head
 from ..models.students import student_profile
 from ..models.versions import Calibration, StudentManifest
 from .registry import Registry
@@ -21,6 +21,7 @@ def publish_version0(
         profile=profile.name,
         preprocess=profile.preprocess,
         embedding_dim=model.dim,
+        temperature=VERSION0_TEMPERATURE * model.temperature,
         foundation_model=model.name,
         pool_version=pool_version,
         samples=0,

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from ..cloud.config import CloudConfig, CustomizationConfig
 from ..cloud.environments import Environments
-from ..edge.sources import Frame, open_source
+from ..edge.frames import Frame, readable
+from ..edge.sources import open_source
 from ..edge.student import Student
 from ..models.errors import InputError
 from ..models.foundation import FoundationModel, load_foundation_model
@@ -41,8 +42,8 @@ def bench_students(data: Path, samples: int, seed: int, console: Console) -> dic
     Raises:
         InputError: `data` has fewer images than that, or another layout.
     """
-    stream = list(open_source(data, "train/", shuffle_seed=seed))[:samples]
-    scoring = list(open_source(data, "val/"))
+    stream = list(readable(open_source(data, "train/", shuffle_seed=seed)))[:samples]
+    scoring = list(readable(open_source(data, "val/")))
     if len(stream) < samples:
         raise InputError(f"{data} has {len(stream)} images below train/, {samples} are wanted; lower --samples")
     truth = np.array([PurePosixPath(frame.sample_id).parts[-2] for frame in scoring], dtype=object)

@@ -48,7 +48,7 @@ class DemoOptions:
     trace_down: Path | None = None
     frames: int | None = None
     fps: float = 30.0
-    accuracy_target: float = 0.96
+    accuracy_target: float = 0.99
     labels: tuple[str, ...] = ()
     seed: int = 0
     output: Path = Path("edgefm-demo")

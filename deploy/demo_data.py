@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..edge.sources import Frame, open_source
+from ..edge.frames import Frame, readable
+from ..edge.sources import open_source
 from ..models.errors import InputError, StoreError
 
 SCORING_FRAMES = 400
@@ -65,7 +66,7 @@ def data_environment(source: Path, folder: Path, frames: int, seed: int, labels:
     Raises:
         InputError: no image, or plain files without labels.
     """
-    everything = list(open_source(source))
+    everything = list(readable(open_source(source)))
     parts: dict[str, list[Frame]] = {"train": [], "val": []}
     for frame in everything:
         parents = PurePosixPath(frame.sample_id).parts[:-1]

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..cloud.registry import Registry
-from ..edge.cloud_client import CloudAnswer, CloudClient
+from ..edge.cloud_client import CloudClient
+from ..edge.queries import CloudAnswer
 from ..edge.student import Student
 from ..models.errors import CloudError
 from ..models.images import decode_image

@@ -100,7 +100,7 @@ def summarize(result: Result) -> list[str]:
     objective = result["objective"]
     if objective["name"] == "accuracy_target":
         sentences.append(
-            "Accuracy target: the edge answers as much as it can while its estimated agreement with the FM "
+            "Accuracy target: the edge answers as much as it can while its estimated accuracy, against the FM's, "
             f"stays at {percent(objective['target'])} or above."
         )
     return sentences

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -77,6 +78,14 @@ def parse_labels(text: str | None) -> tuple[str, ...] | None:
     else:
         parts = text.split(",")
     return tuple(label.strip() for label in parts if label.strip())
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`640x480`. Raises `ConfigError` for anything else."""
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if not found:
+        raise ConfigError(f"a size in pixels is WIDTHxHEIGHT, such as 640x480; got {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class LinkShaper:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:  # out of file descriptors: the client waits until some are free
-            _log.warning("event=accept_failed error=%r", error)
+            _log.warning("event=accept_failed error=%s", error)
             loop.remove_reader(listener)
             loop.call_later(_ACCEPT_RETRY_S, self._accept_again, listener)
             return
@@ -140,7 +140,7 @@ class LinkShaper:
         try:
             target = await self._dial()
         except OSError as error:
-            _log.info("event=target_unreachable target=%s:%d error=%r", *self._target_at, error)
+            _log.info("event=target_unreachable target=%s:%d error=%s", *self._target_at, error)
             return
         try:
             await self._carry(client, target)

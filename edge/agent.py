@@ -13,16 +13,22 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-from ..models.errors import CloudError, DeadlineError, ImageError
+import numpy as np
+
+from ..models.errors import CloudError, DeadlineError, ImageError, ModelError
 from ..models.pool import UNKNOWN
 from ..models.versions import Calibration
 from ..proto.limits import MAX_IMAGE_BYTES
-from .cloud_client import CloudAnswer, CloudClient, Registration
+from .cloud_client import CloudClient
 from .config import AgentConfig
+from .frames import Frame, Unreadable
+from .grading import grade
 from .link import LinkEstimator
-from .local_state import LocalState
+from .local_state import LocalState, StateLock
+from .queries import CloudAnswer, StudentAnswer
 from .records import Answer, Route, Sink
-from .sources import Frame
+from .spool import DAY_S, Spool
+from .swap_test import RecentAnswers
 from .switcher import Decision, LinkState, Switcher
 from .updater import Running, Updater
 from .uploader import Uploader
@@ -37,17 +43,26 @@ def _now_ms() -> float:
 
 @dataclass
 class Summary:
-    """What a run did. Every frame is answered or counted as unreadable."""
+    """What a run did. Every frame is answered or counted as unreadable.
+
+    Attributes:
+        uploads_dropped: samples that found no room in the spool or that the disk did not take.
+        uploads_expired: samples that waited longer than the retention.
+        uploads_left: samples that wait for the next run.
+        refused: versions and pools that are not run here, with the reason.
+    """
 
     frames: int = 0
     edge: int = 0
     cloud: int = 0
     fallback: int = 0
     unreadable: int = 0
+    unreadable_by_reason: dict[str, int] = field(default_factory=dict)
     swaps: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
     uploads_dropped: int = 0
+    uploads_expired: int = 0
     uploads_left: int = 0
     refused: list[str] = field(default_factory=list)
 
@@ -61,6 +76,7 @@ class _Local:
 
     frame: Frame
     running: Running
+    embedding: np.ndarray  # (D,)
     started_ms: float
     label: str
     similarity: float
@@ -75,20 +91,26 @@ class Agent:
 
     Raises (from the constructor):
         CloudError: the cloud refuses or cannot be reached, and the device has nothing to start from.
-        ModelError, StoreError: the state folder is damaged or cannot be written.
+        ModelError, StoreError: the state folder is damaged, cannot be written, or is in use by another process.
     """
 
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
+        self._state_lock = StateLock(config.state_dir)
         self._client = CloudClient(config.cloud, config.device_id, config.environment, config.deadline_ms)
+        self._recent = RecentAnswers()
         try:
-            self._state = LocalState(config.state_dir, config.environment)
-            self._updater = Updater(self._client, self._state, config.threads)
-            self._running = self._start()
+            state = LocalState(config.state_dir, config.environment)
+            self._updater = Updater(self._client, state, config, self._recent)
+            self._running = self._updater.begin()
         except BaseException:
             self._client.close()
+            self._state_lock.release()
             raise
-        self._uploader = Uploader(self._client, config.upload_queue)
+        self._spool = Spool(config.state_dir, config.spool_bytes, config.retention_days * DAY_S)
+        self._uploader = Uploader(
+            self._client, self._spool, config.environment, config.device_id, config.upload_bytes_per_day
+        )
         self._switcher = Switcher(config.switcher)
         self._switcher.model_changed(_calibration(self._running))
         self._link = LinkEstimator()
@@ -104,11 +126,14 @@ class Agent:
     def close(self) -> None:
         self._updater.close()
         self.summary.uploads_left = self._uploader.close(_UPLOAD_PATIENCE_S)
-        self.summary.uploads_dropped = self._uploader.dropped
+        self._spool.close()
+        self.summary.uploads_dropped = self._spool.dropped
+        self.summary.uploads_expired = self._spool.expired
         self.summary.bytes_sent += self._uploader.sent_bytes
         self.summary.bytes_received = self._updater.received_bytes
         self.summary.refused = list(self._updater.refused)
         self._client.close()
+        self._state_lock.release()
 
     def __enter__(self) -> Agent:
         return self
@@ -116,7 +141,7 @@ class Agent:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, source: Iterable[Frame], sink: Sink) -> Summary:
+    def run(self, source: Iterable[Frame | Unreadable], sink: Sink) -> Summary:
         """Answers every frame of the source; `sink` gets one `Answer` each, in order of completion.
 
         An error of the source or the sink ends the run with it, after all that was asked has been answered.
@@ -147,39 +172,14 @@ class Agent:
             # The client's deadline answers whatever is still out; the second is slack for its thread.
             self._answer_came.wait_for(lambda: self._link.pending <= pending, self._config.deadline_ms / 1e3 + 1.0)
 
-    # ---- starting and swapping
-
-    def _start(self) -> Running:
-        config = self._config
-        try:
-            registration = self._client.register(config.labels, config.student, config.connect_timeout_s)
-            self._announce(registration)
-            return self._updater.load(registration.student, registration.pool)
-        except CloudError as error:
-            last = self._state.last_good()
-            if last is None:
-                raise CloudError(
-                    f"no start with the cloud at {config.cloud}: {error}; and {config.state_dir} holds no student to "
-                    "start from without it"
-                ) from error
-            log.warning("event=started_alone student=%d reason=%r", last[0].version, str(error))
-            return self._updater.load(*last)
-
-    def _announce(self, registration: Registration) -> None:
-        for warning in registration.warnings:
-            log.warning("event=label_warning text=%r", warning)
-        log.info(
-            "event=registered environment=%s student=%d profile=%s fm=%s",
-            self._config.environment,
-            registration.student.version,
-            registration.student.profile,
-            registration.foundation_model,
-        )
+    # ---- swapping
 
     def _swap_if_ready(self) -> None:
         ready = self._updater.take()
-        if ready is None:
-            return
+        if ready is not None:
+            self._swap(ready)
+
+    def _swap(self, ready: Running) -> None:
         before, self._running = self._running, ready
         new_student = ready.student is not before.student
         manifest = ready.student.manifest
@@ -192,13 +192,15 @@ class Agent:
 
     # ---- one frame
 
-    def _handle(self, frame: Frame, sink: Sink) -> None:
+    def _handle(self, frame: Frame | Unreadable, sink: Sink) -> None:
         self.summary.frames += 1
+        if isinstance(frame, Unreadable):
+            self._count_unreadable(frame)
+            return
         try:
             local = self._answer_locally(frame)
         except ImageError as error:
-            self.summary.unreadable += 1
-            log.warning("event=unreadable sample=%r reason=%r", frame.sample_id, str(error))
+            self._count_unreadable(Unreadable(frame.sample_id, error.reason, str(error)))
             return
         with self._lock:
             link = self._link_state()
@@ -209,8 +211,14 @@ class Agent:
                 self._emit(local, decision, sink, route, decision.reason)
         if decision.to_cloud:
             self._ask(local, decision, sink)
-        elif decision.reason == "link":
+        elif decision.reason == "link" or self._config.upload == "all":
             self._keep_for_upload(local, decision)
+
+    def _count_unreadable(self, sample: Unreadable) -> None:
+        self.summary.unreadable += 1
+        by_reason = self.summary.unreadable_by_reason
+        by_reason[sample.reason] = by_reason.get(sample.reason, 0) + 1
+        log.warning("event=unreadable sample=%s reason=%s detail=%s", sample.sample_id, sample.reason, sample.detail)
 
     def _answer_locally(self, frame: Frame) -> _Local:
         running = self._running
@@ -219,11 +227,16 @@ class Agent:
         decoded = _now_ms()
         batch = running.student.preprocess(image)
         preprocessed = _now_ms()
-        embedding = running.student.embed(batch)
+        try:
+            embedding = running.student.embed(batch)
+        except ModelError as error:
+            self._swap(self._updater.fall_back(running, error))
+            return self._answer_locally(frame)
         recognition = running.pool.recognise(embedding, top_k=1)
         return _Local(
             frame=frame,
             running=running,
+            embedding=embedding[0],
             started_ms=started,
             label=running.pool.answers(recognition)[0],
             similarity=float(recognition.similarities[0, 0]),
@@ -247,6 +260,9 @@ class Agent:
                 self._emit(local, decision, sink, "fallback", "too-large")
             return
 
+        running = local.running
+        said = StudentAnswer(local.label, local.margin, running.student.manifest.version, running.pool.version)
+
         def done(result: CloudAnswer | CloudError) -> None:
             with self._answer_came:
                 if isinstance(result, CloudAnswer):
@@ -262,10 +278,13 @@ class Agent:
                 self._answer_came.notify_all()
             if isinstance(result, CloudError):
                 self._keep_for_upload(local, decision)
+            else:
+                label = UNKNOWN if result.unknown else result.labels[0]
+                self._recent.add(image, local.frame.image, label, result.pool_version)
 
         with self._lock:  # `done` waits here until the link knows of the query
             self._usual_bytes += (size - self._usual_bytes) * (0.05 if self._usual_bytes else 1.0)
-            query_id = self._client.query(image, decision.propensity, done)
+            query_id = self._client.query(image, self._propensity(decision), done, edge=said)
             self._link.sent(query_id, size, _now_ms())
             self.summary.bytes_sent += size
 
@@ -276,7 +295,9 @@ class Agent:
         label = UNKNOWN if answer.unknown else answer.labels[0]
         self._samples_labelled = max(self._samples_labelled, answer.samples_labelled)
         if local.running is self._running and answer.pool_version == local.running.pool.version:
-            self._switcher.learn(local.margin, label == local.label, decision.propensity)
+            temperature = local.running.student.manifest.temperature
+            agreement = grade(answer, local.label, local.embedding, local.running.pool, temperature)
+            self._switcher.learn(local.margin, agreement, decision.propensity)
         self._emit(
             local,
             decision,
@@ -293,8 +314,12 @@ class Agent:
         )
 
     def _keep_for_upload(self, local: _Local, decision: Decision) -> None:
-        if self._config.upload == "uncertain" and len(local.frame.encoded) <= MAX_IMAGE_BYTES:
-            self._uploader.add(local.frame.encoded, local.margin, decision.propensity)
+        if self._config.upload != "never" and len(local.frame.encoded) <= MAX_IMAGE_BYTES:
+            self._uploader.add(local.frame.encoded, local.margin, self._propensity(decision))
+
+    def _propensity(self, decision: Decision) -> float:
+        """Of the sample reaching the cloud at all: under `all` every one does, by query or by upload."""
+        return 1.0 if self._config.upload == "all" else decision.propensity
 
     def _emit(
         self, local: _Local, decision: Decision, sink: Sink, route: Route, reason: str, **cloud: float | str

@@ -1,4 +1,6 @@
-"""How often the student agrees with the FM at a given margin, estimated from the samples that both answered.
+"""How far the student agrees with the FM at a given margin, estimated from the samples that both answered.
+
+Agreement is graded (see `edgefm.models.confidence`): a disagreement counts by the accuracy it is expected to cost.
 
 Which samples those are is no accident: uncertain ones go to the FM, certain ones only as audits. So the evidence is
 weighted by the inverse of each sample's propensity (the probability with which it was sent). Weights of 1 / audit share
@@ -25,13 +27,13 @@ class AgreementCurve:
 
     def __init__(self, borders: np.ndarray, disagreement: np.ndarray) -> None:
         self.borders = borders  # (S,) ascending lower borders
-        self.disagreement = disagreement  # (S,) in [0, 1], non-increasing
+        self.disagreement = disagreement  # (S,) in [-1, 1], non-increasing
 
     @classmethod
-    def fit(cls, margins: np.ndarray, agrees: np.ndarray, propensities: np.ndarray) -> AgreementCurve:
+    def fit(cls, margins: np.ndarray, agreements: np.ndarray, propensities: np.ndarray) -> AgreementCurve:
         """Fits to N pieces of evidence, N >= 1; all arrays are (N,)."""
         order = np.argsort(margins)
-        margins, wrong, weights = margins[order], 1.0 - agrees[order], 1.0 / propensities[order]
+        margins, wrong, weights = margins[order], 1.0 - agreements[order], 1.0 / propensities[order]
         cumulative = weights.cumsum()
         starts = np.searchsorted(cumulative - weights / 2, cumulative[-1] * _LOWER_ENDS)
         # A border between equal margins would be none: it moves down to the first of them.
@@ -41,7 +43,7 @@ class AgreementCurve:
         return cls(margins[borders], _non_increasing(np.add.reduceat(wrong, borders).tolist(), counts))
 
     def __call__(self, margins: np.ndarray) -> np.ndarray:
-        """Probability of disagreeing at each margin; below the lowest border the lowest stratum's."""
+        """Expected disagreement at each margin; below the lowest border the lowest stratum's."""
         index = np.searchsorted(self.borders, margins, side="right") - 1
         return self.disagreement[np.maximum(index, 0)]
 
@@ -64,16 +66,16 @@ class Evidence:
     def __init__(self, window: int, enough: int) -> None:
         """`enough` pieces make agreement estimable; half of them must be the version's own."""
         self._enough = enough
-        self._own = Window(window, 3)  # margin, agrees, propensity
+        self._own = Window(window, 3)  # margin, agreement, propensity
         self._prior = np.empty((3, 0))
 
-    def reset(self, margins: Sequence[float], agrees: Sequence[bool], propensities: Sequence[float]) -> None:
+    def reset(self, margins: Sequence[float], agreements: Sequence[float], propensities: Sequence[float]) -> None:
         """Forgets everything but a new version's calibration."""
         self._own.clear()
-        self._prior = np.array([margins, agrees, propensities], np.float64)
+        self._prior = np.array([margins, agreements, propensities], np.float64)
 
-    def add(self, margin: float, agrees: bool, propensity: float) -> None:
-        self._own.add(margin, agrees, propensity)
+    def add(self, margin: float, agreement: float, propensity: float) -> None:
+        self._own.add(margin, agreement, propensity)
 
     def curve(self) -> AgreementCurve | None:
         """None while agreement is not estimable.

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
-import queue
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 from pydantic import ValidationError
 
-from ..models.errors import CloudError, DeadlineError, InputError, ModelError
+from ..models.errors import CloudError, InputError, ModelError
 from ..models.versions import BlobRef, StudentManifest
-from ..proto.limits import CHANNEL_OPTIONS, PROTOCOL_VERSION
+from ..proto.limits import PROTOCOL_VERSION
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
+from .connection import Connection, translate
+from .queries import Completion, Queries, StudentAnswer
+from .refusals import Refusal
 
-_BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+C = TypeVar("C", bound=grpc.RpcContext)
+_PUSHBACK = "grpc-retry-pushback-ms"
+_REPORT_TIMEOUT_S = 10.0
+_NOT_FOR_GOOD = (pb.QueryError.CODE_UNKNOWN_ENVIRONMENT, pb.QueryError.CODE_OVERLOADED, pb.QueryError.CODE_INTERNAL)
+"""What may be otherwise later: a cloud that has lost its data learns of the environment again when a device registers."""
 
 
 @dataclass(frozen=True)
@@ -32,39 +38,22 @@ class Registration:
 
 
 @dataclass(frozen=True)
-class CloudAnswer:
-    """What the FM said of one sample, and what it took in the cloud."""
+class UploadResult:
+    """How a batch fared.
 
-    labels: tuple[str, ...]
-    similarities: tuple[float, ...]
-    unknown: bool
-    margin: float
-    queue_ms: float
-    compute_ms: float
-    pool_version: str
-    samples_labelled: int
+    Attributes:
+        done: positions of the samples that the cloud keeps or has refused for good.
+        retry_after_s: how long it wants to be left alone; 0: it does not say.
+    """
 
-
-Completion = Callable[["CloudAnswer | CloudError"], None]
-
-
-def translate(error: grpc.RpcError, what: str) -> CloudError:
-    """A grpc error as one sentence."""
-    code = error.code() if isinstance(error, grpc.Call) else None
-    details = (error.details() if isinstance(error, grpc.Call) else None) or str(error)
-    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineError(f"{what}: the cloud did not answer in time")
-    if code == grpc.StatusCode.UNAVAILABLE:
-        return CloudError(f"{what}: the cloud cannot be reached ({details})")
-    return CloudError(f"{what}: {details}" + (f" [{code.name}]" if code else ""))
+    done: tuple[int, ...]
+    retry_after_s: float = 0.0
 
 
 class CloudClient:
-    """One device's calls: registration, recognition, upload, watching and fetching.
+    """One device's calls: registration, recognition, upload, watching, fetching and reports.
 
-    Queries share one bidirectional stream, opened by the first query and again after it broke; between two attempts
-    lies a growing pause in which `available` is false. Bulk transfers take a connection of their own, so that a model on
-    its way down does not stand in front of an answer.
+    Bulk transfers take a connection of their own, so that a model on its way down does not stand in front of an answer.
 
     Args:
         target: host:port.
@@ -74,105 +63,52 @@ class CloudClient:
     def __init__(self, target: str, device_id: str, environment: str, deadline_ms: float) -> None:
         self._device_id = device_id
         self._environment = environment
-        self._deadline_s = deadline_ms / 1e3
-        self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
-        own_connection = ("grpc.use_local_subchannel_pool", 1)
-        self._bulk_channel = grpc.insecure_channel(target, options=[*CHANNEL_OPTIONS, own_connection])
-        self._stub = rpc.EdgeFMStub(self._channel)
-        self._bulk = rpc.EdgeFMStub(self._bulk_channel)
-        self._ids = itertools.count(1)
-        self._lock = threading.Condition()
-        self._pending: dict[int, tuple[float, Completion]] = {}  # in order of their deadlines: all have the same
-        self._requests: queue.SimpleQueue[pb.RecognizeRequest | None] | None = None
-        self._failures = 0
-        self._retry_at = 0.0
-        self._closed = False
-        self._watchdog = threading.Thread(target=self._expire, name="query-deadlines", daemon=True)
-        self._watchdog.start()
+        self._main = Connection(target)
+        self._bulk = Connection(target)
+        self._queries = Queries(self._main, device_id, environment, deadline_ms / 1e3)
+        self._calls_lock = threading.Lock()
+        self._calls: set[grpc.RpcContext] = set()
+        self._interrupted = False
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            if self._requests is not None:
-                self._requests.put(None)
-            self._lock.notify_all()
-        self._watchdog.join()
-        self._channel.close()
-        self._bulk_channel.close()
+        self.interrupt()
+        self._queries.close()
+        self._main.close()
+        self._bulk.close()
 
-    # ---- recognition
+    def interrupt(self) -> None:
+        """Ends registering, watching and fetching with `CloudError`, now and later; queries and uploads go on."""
+        with self._calls_lock:
+            self._interrupted = True
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
 
     @property
     def available(self) -> bool:
-        """False in the pause after a broken stream."""
-        return self._failures == 0 or time.monotonic() >= self._retry_at
+        """False in the pause after a broken stream, while a probe is out, and as long as an overloaded cloud has asked."""
+        return self._queries.available
 
-    def query(self, image: bytes, propensity: float, done: Completion, keep: bool = True) -> int:
+    def query(
+        self, image: bytes, propensity: float, done: Completion, keep: bool = True, edge: StudentAnswer | None = None
+    ) -> int:
         """Asks the FM; `done` is called once, from another thread, with the answer or a `CloudError`. Returns the id."""
-        query_id = next(self._ids)
-        request = pb.RecognizeRequest(
-            query_id=query_id,
-            environment=self._environment,
-            image=image,
-            deadline_ms=round(self._deadline_s * 1e3),
-            keep=keep,
-            propensity=propensity,
-            device_id=self._device_id,
-        )
-        with self._lock:
-            if self._requests is None:
-                self._open_stream()
-            assert self._requests is not None
-            self._pending[query_id] = (time.monotonic() + self._deadline_s, done)
-            self._requests.put(request)
-            self._lock.notify_all()
-        return query_id
+        return self._queries.ask(image, propensity, done, keep, edge)
 
-    def _open_stream(self) -> None:
-        requests: queue.SimpleQueue[pb.RecognizeRequest | None] = queue.SimpleQueue()
-        self._requests = requests
-        call = self._stub.Recognize(iter(requests.get, None))
-        threading.Thread(target=self._receive, args=(call, requests), name="answers", daemon=True).start()
-
-    def _receive(
-        self, call: Iterator[pb.RecognizeResponse], requests: queue.SimpleQueue[pb.RecognizeRequest | None]
-    ) -> None:
-        error = CloudError("recognition: the cloud ended the stream")
+    @contextmanager
+    def _interruptible(self, connection: Connection, start: Callable[[rpc.EdgeFMStub], C]) -> Iterator[C]:
+        """A call that `interrupt` ends, and that is over with its block."""
+        with self._calls_lock:
+            if self._interrupted:
+                raise CloudError("the device is stopping")
+            call = connection.call(start)
+            self._calls.add(call)
         try:
-            for response in call:
-                self._failures = 0
-                self._complete(response.query_id, _answer(response))
-        except grpc.RpcError as broken:
-            error = translate(broken, "recognition")
-        requests.put(None)  # grpc's sender waits there
-        with self._lock:
-            self._requests = None
-            self._retry_at = time.monotonic() + _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
-            self._failures += 1
-            lost = list(self._pending)
-        for query_id in lost:
-            self._complete(query_id, error)
-
-    def _complete(self, query_id: int, result: CloudAnswer | CloudError) -> None:
-        with self._lock:
-            _, done = self._pending.pop(query_id, (0.0, None))
-        if done is not None:
-            done(result)
-
-    def _expire(self) -> None:
-        while True:
-            with self._lock:
-                if self._closed:
-                    return
-                first = next(iter(self._pending.items()), None)
-                left = first[1][0] - time.monotonic() if first else None
-                if left is None or left > 0:
-                    self._lock.wait(left)
-                    continue
-                query_id = first[0] if first else 0
-            self._complete(query_id, DeadlineError(f"no answer within {self._deadline_s * 1e3:.0f} ms"))
-
-    # ---- everything else
+            yield call
+        finally:
+            with self._calls_lock:
+                self._calls.discard(call)
+            call.cancel()
 
     def register(self, labels: Sequence[str], student_profile: str, timeout_s: float) -> Registration:
         """Introduces the device. Raises `CloudError`, or `InputError` when the cloud refuses a name, label or profile."""
@@ -183,12 +119,21 @@ class CloudClient:
             labels=labels,
             student_profile=student_profile,
         )
+
+        def start(stub: rpc.EdgeFMStub) -> grpc.CallFuture[pb.RegisterResponse]:
+            return stub.Register.future(request, timeout=timeout_s, wait_for_ready=True)
+
         try:
-            response = self._stub.Register(request, timeout=timeout_s, wait_for_ready=True)
+            with self._interruptible(self._main, start) as call:
+                response = call.result()
+        except grpc.FutureCancelledError as error:  # interrupted, or the channel was rebuilt
+            raise translate(error, "registration") from error
         except grpc.RpcError as error:
+            self._main.judge(error)
             if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.INVALID_ARGUMENT:
                 raise InputError(f"registration: {error.details()}") from error
             raise translate(error, "registration") from error
+        self._main.heard()
         return Registration(
             StudentManifest.from_json(response.student.manifest_json),
             _blob(response.pool.file),
@@ -196,8 +141,15 @@ class CloudClient:
             tuple(response.warnings),
         )
 
-    def upload(self, samples: Sequence[tuple[bytes, float]], timeout_s: float) -> list[int]:
-        """Hands over (image, propensity) pairs; returns the positions the cloud is done with, kept or refused for good."""
+    def upload(
+        self, samples: Iterable[tuple[bytes, float]], timeout_s: float, wait_for_ready: bool = False
+    ) -> UploadResult:
+        """Hands over (image, propensity) pairs, taken one by one as the link takes them. Raises `CloudError`.
+
+        Args:
+            wait_for_ready: wait for the connection as long as the time allows; otherwise a cloud that cannot be
+                reached now is an error at once.
+        """
         requests = (
             pb.UploadRequest(
                 upload_id=i, environment=self._environment, image=image, propensity=p, device_id=self._device_id
@@ -205,65 +157,93 @@ class CloudClient:
             for i, (image, p) in enumerate(samples)
         )
         try:
-            response = self._bulk.Upload(requests, timeout=timeout_s)
+            call = self._bulk.call(
+                lambda stub: stub.Upload.future(requests, timeout=timeout_s, wait_for_ready=wait_for_ready)
+            )
+            response = call.result()
         except grpc.RpcError as error:
+            self._bulk.judge(error)
+            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                return UploadResult((), _pushback_s(error))
             raise translate(error, "upload") from error
-        return [ack.upload_id for ack in response.acks]
+        except grpc.FutureCancelledError as error:  # the channel was rebuilt or closed
+            raise translate(error, "upload") from error
+        self._bulk.heard()
+        return UploadResult(
+            tuple(a.upload_id for a in response.acks if not (a.HasField("error") and a.error.code in _NOT_FOR_GOOD)),
+            max((a.error.retry_after_ms / 1e3 for a in response.acks if a.HasField("error")), default=0.0),
+        )
+
+    def report(self, refusals: Sequence[Refusal], done: Callable[[], None]) -> None:
+        """Tells the cloud of versions that this device does not run; `done` is called when it has heard of them."""
+        request = pb.ReportRequest(
+            device_id=self._device_id, environment=self._environment, refusals=[_refusal(r) for r in refusals]
+        )
+        call = self._main.call(lambda stub: stub.Report.future(request, timeout=_REPORT_TIMEOUT_S))
+
+        def ended(ended_call: grpc.CallFuture[pb.ReportResponse]) -> None:
+            if ended_call.code() == grpc.StatusCode.OK:
+                done()
+
+        call.add_done_callback(ended)  # pyright: ignore[reportArgumentType]
 
     def watch(self) -> Iterator[StudentManifest | BlobRef]:
         """Yields the running student (a manifest) and pool (a blob), then each change. Raises `CloudError`."""
-        call = self._stub.Watch(pb.WatchRequest(device_id=self._device_id, environment=self._environment))
+        request = pb.WatchRequest(device_id=self._device_id, environment=self._environment)
         try:
-            for event in call:
-                if event.WhichOneof("change") == "student":
-                    yield StudentManifest.from_json(event.student.manifest_json)
-                else:
-                    yield _blob(event.pool.file)
+            with self._interruptible(self._main, lambda stub: stub.Watch(request)) as call:
+                for event in call:
+                    self._main.heard()
+                    if event.WhichOneof("change") == "student":
+                        yield StudentManifest.from_json(event.student.manifest_json)
+                    else:
+                        yield _blob(event.pool.file)
         except grpc.RpcError as error:
+            self._main.judge(error)
             raise translate(error, "watching for versions") from error
-        finally:
-            call.cancel()
 
     def fetch(self, sha256: str, offset: int, stall_timeout_s: float) -> Iterator[bytes]:
         """The blob's bytes from `offset` on. Raises `CloudError` when the link stalls for `stall_timeout_s`."""
-        call = self._bulk.Fetch(pb.FetchRequest(sha256=sha256, offset_bytes=offset))
+        request = pb.FetchRequest(sha256=sha256, offset_bytes=offset)
         stalled = threading.Event()
+        with self._interruptible(self._bulk, lambda stub: stub.Fetch(request)) as call:
 
-        def stall() -> None:
-            stalled.set()
-            call.cancel()
+            def stall() -> None:
+                stalled.set()
+                call.cancel()
 
-        timer = threading.Timer(stall_timeout_s, stall)
-        timer.start()
-        try:
-            for chunk in call:
+            timer = threading.Timer(stall_timeout_s, stall)
+            timer.start()
+            try:
+                for chunk in call:
+                    timer.cancel()
+                    self._bulk.heard()
+                    yield chunk.data
+                    timer = threading.Timer(stall_timeout_s, stall)
+                    timer.start()
+            except grpc.RpcError as error:
+                if stalled.is_set():
+                    self._bulk.failed()
+                    raise CloudError(f"download: nothing came for {stall_timeout_s:.0f} s") from error
+                self._bulk.judge(error)
+                raise translate(error, "download") from error
+            finally:
                 timer.cancel()
-                yield chunk.data
-                timer = threading.Timer(stall_timeout_s, stall)
-                timer.start()
-        except grpc.RpcError as error:
-            if stalled.is_set():
-                raise CloudError(f"download: nothing came for {stall_timeout_s:.0f} s") from error
-            raise translate(error, "download") from error
-        finally:
-            timer.cancel()
-            call.cancel()
 
 
-def _answer(response: pb.RecognizeResponse) -> CloudAnswer | CloudError:
-    if response.HasField("error"):
-        kind = DeadlineError if response.error.code == pb.QueryError.CODE_DEADLINE else CloudError
-        return kind(response.error.message)
-    return CloudAnswer(
-        labels=tuple(match.label for match in response.matches),
-        similarities=tuple(match.similarity for match in response.matches),
-        unknown=response.unknown,
-        margin=response.margin,
-        queue_ms=response.queue_ms,
-        compute_ms=response.compute_ms,
-        pool_version=response.pool_version,
-        samples_labelled=response.samples_labelled,
-    )
+def _pushback_s(error: grpc.Call) -> float:
+    """The server's hint of when to come again; 0 when it gives none."""
+    hints = [str(value) for key, value in error.trailing_metadata() or () if key == _PUSHBACK]
+    return int(hints[0]) / 1e3 if hints and hints[0].isdecimal() else 0.0
+
+
+def _refusal(refusal: Refusal) -> pb.Refusal:
+    message = pb.Refusal(kind=pb.Refusal.Kind.Value(f"KIND_{refusal.kind}"), reason=refusal.reason)
+    if refusal.student_version is not None:
+        message.student_version = refusal.student_version
+    else:
+        message.pool_version = refusal.pool_version or ""
+    return message
 
 
 def _blob(message: pb.Blob) -> BlobRef:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..models.checks import require_finite
 from ..models.errors import ConfigError
 from ..proto.limits import DEFAULT_PORT
 
@@ -17,8 +18,9 @@ class SwitcherConfig:
     """How the switcher decides (EdgeFM, section 5; design: Switching).
 
     Attributes:
-        objective: `accuracy_target` takes the smallest cloud use whose estimated agreement with the FM reaches
-            `accuracy_target`; `latency_bound` the largest threshold whose predicted mean latency keeps `latency_bound_ms`.
+        objective: `accuracy_target` takes the smallest cloud use whose estimated graded agreement with the FM
+            (`edgefm.models.confidence`) reaches `accuracy_target`: 0.99 lets the answers be one point less accurate than
+            the FM's; `latency_bound` the largest threshold whose predicted mean latency keeps `latency_bound_ms`.
         audit_share: share of the samples the edge would answer that go to the FM all the same, at random.
         window: margins and pieces of evidence remembered.
         min_evidence: with fewer, agreement counts as not estimable and samples go to the cloud; a new version's
@@ -28,7 +30,7 @@ class SwitcherConfig:
     """
 
     objective: Objective = "accuracy_target"
-    accuracy_target: float = 0.96
+    accuracy_target: float = 0.99
     latency_bound_ms: float = 200.0
     audit_share: float = 0.02
     window: int = 1000
@@ -38,6 +40,7 @@ class SwitcherConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 0 < self.accuracy_target <= 1:
             raise ConfigError(f"accuracy_target is a share in (0, 1], got {self.accuracy_target}")
         if not 0 <= self.audit_share <= 1:
@@ -57,15 +60,22 @@ class AgentConfig:
         environment: where the device stands; letters, digits, dots, dashes, underscores.
         labels: first labels of the environment, if the cloud does not know it yet.
         device_id: distinguishes devices of one environment.
-        state_dir: holds the last good student and pool, and partial downloads.
-        student: profile asked for when the environment is new; empty takes the cloud's default.
+        state_dir: holds the last good student and pool, partial downloads, and the samples that wait for upload.
+        student: profile asked for when the environment is new; empty takes the cloud's default; `auto` the most
+            accurate one that fits `device_profile` (and then `threads` is the profile's too).
+        device_profile: JSON file of this device, see `edgefm.models.device_profile`.
         deadline_ms: a cloud query's one deadline; past it the edge's own answer is given.
         connect_timeout_s: how long registration may take before the agent starts from its state_dir.
         fps: frames taken from the source per second; 0 takes them as fast as they are answered.
         max_pending: cloud queries on their way at once, at most.
         threads: of the student; 0 takes all cores.
-        upload: what may leave the device beside queries: nothing, or uncertain samples whose query failed.
-        upload_queue: samples that wait for upload, at most; past it the most certain is dropped.
+        upload: what may leave the device beside queries: nothing (`never`), samples that wanted the FM and did not get its
+            answer (`uncertain`), or those the edge answered too (`all`).
+        spool_bytes: of images that wait for upload, at most; past it the most certain is dropped.
+        retention_days: what has waited longer is deleted.
+        upload_bytes_per_day: of images uploaded on one UTC day, at most; queries do not count. 0: no cap.
+        slower_than: a new student that takes more than this multiple of the time of the running one of the same profile is
+            refused.
     """
 
     cloud: str = f"127.0.0.1:{DEFAULT_PORT}"
@@ -74,17 +84,29 @@ class AgentConfig:
     device_id: str = "device"
     state_dir: Path = Path("edgefm-agent")
     student: str = ""
+    device_profile: Path | None = None
     deadline_ms: float = 1000.0
     connect_timeout_s: float = 10.0
     fps: float = 0.0
     max_pending: int = 32
     threads: int = 0
-    upload: Literal["never", "uncertain"] = "uncertain"
-    upload_queue: int = 512
+    upload: Literal["never", "uncertain", "all"] = "uncertain"
+    spool_bytes: int = 64 * 1024 * 1024
+    retention_days: float = 30.0
+    upload_bytes_per_day: int = 0
+    slower_than: float = 1.5
     switcher: SwitcherConfig = field(default_factory=SwitcherConfig)
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if self.deadline_ms <= 0 or self.connect_timeout_s <= 0:
             raise ConfigError("deadline_ms and connect_timeout_s must be positive")
-        if self.fps < 0 or self.max_pending < 1 or self.upload_queue < 1:
-            raise ConfigError("fps must not be negative; max_pending and upload_queue must be at least 1")
+        if self.fps < 0 or self.max_pending < 1:
+            raise ConfigError("fps must not be negative; max_pending must be at least 1")
+        if self.spool_bytes < 1 or self.retention_days <= 0 or self.upload_bytes_per_day < 0:
+            raise ConfigError(
+                "spool_bytes and retention_days must be positive, upload_bytes_per_day must not be negative; got "
+                f"{self.spool_bytes}, {self.retention_days} and {self.upload_bytes_per_day}"
+            )
+        if self.slower_than <= 1:
+            raise ConfigError(f"slower_than is a multiple above 1, got {self.slower_than}")

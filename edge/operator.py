@@ -12,7 +12,7 @@ from ..models.errors import InputError, LabelExistsError, LabelMissingError
 from ..proto.limits import CHANNEL_OPTIONS, DEFAULT_PORT
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
-from .cloud_client import translate
+from .connection import translate
 
 T = TypeVar("T")
 _TIMEOUT_S = 30.0

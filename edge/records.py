@@ -1,4 +1,4 @@
-"""One record for each answered sample, and where records go."""
+"""One record for each answered sample."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ..models.errors import StoreError
+from pydantic import TypeAdapter
 
 Route = Literal["edge", "cloud", "fallback"]
 
@@ -75,31 +74,11 @@ class Answer:
 
 
 Sink = Callable[[Answer], None]
+"""Where answers go: any callable, `list.append` for instance. It is called under the agent's lock and must not wait;
+what it raises ends the run."""
 
 
-class JsonLines:
-    """A sink that appends each answer to a file as one JSON object a line, flushed at once.
-
-    Raises:
-        StoreError: the file cannot be opened or written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", buffering=1, encoding="utf-8")
-        except OSError as error:
-            raise StoreError(f"cannot write answers to {path}: {error.strerror}") from error
-
-    def __call__(self, answer: Answer) -> None:
-        try:
-            self._file.write(answer.to_json() + "\n")
-        except OSError as error:
-            raise StoreError(f"cannot write answers to {self._path}: {error.strerror}") from error
-
-    def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:  # what could not be written before
-            raise StoreError(f"cannot write answers to {self._path}: {error.strerror}") from error
+def answer_schema() -> dict[str, Any]:
+    """JSON Schema of one record."""
+    schema = TypeAdapter(Answer).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "additionalProperties": False}

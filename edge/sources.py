@@ -1,71 +1,83 @@
-"""Where frames come from: a folder, a tar archive, a Python iterator."""
+"""Where frames come from: a folder, a tar archive, a list of paths, a video, a camera, a Python iterator."""
 
 from __future__ import annotations
 
 import hashlib
 import lzma
-import tarfile
+import os
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from tarfile import (
+    EOFHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
+    HeaderError,
+    ReadError,
+    TarError,
+    TarFile,
+    TarInfo,
+)
 
 import numpy as np
 from PIL import Image
 
-from ..models.errors import InputError
-from ..models.images import decode_image, encode_jpeg
+from ..models.errors import ConfigError, InputError
+from .frames import Frame, Source, Unreadable
+from .video import LiveVideo, is_live, read_video
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+LIST_SUFFIX = ".txt"
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
+
+_DAMAGED = (TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One image of a stream.
+def open_source(
+    source: str | Path, prefix: str = "", shuffle_seed: int | None = None, stride: int | None = None
+) -> Source:
+    """The frames of a folder, tar archive, list (`.txt`), video file, `camera:NUMBER` or stream (`rtsp://...`).
 
-    Attributes:
-        sample_id: the source's name for it; stays on the device.
-        content: encoded bytes, or a decoded RGB image (then encoded as JPEG if it has to be sent).
-    """
-
-    sample_id: str
-    content: bytes | Image.Image
-
-    @cached_property
-    def image(self) -> Image.Image:
-        """The decoded image; raises `ImageError` when the bytes are damaged."""
-        return decode_image(self.content) if isinstance(self.content, bytes) else self.content.convert("RGB")
-
-    @cached_property
-    def encoded(self) -> bytes:
-        """What a query sends."""
-        return self.content if isinstance(self.content, bytes) else encode_jpeg(self.image)
-
-
-def open_source(path: Path, prefix: str = "", shuffle_seed: int | None = None) -> Iterator[Frame]:
-    """The images of a folder or tar archive.
+    What cannot be read in a source of many is yielded as `Unreadable`, and the source goes on, or ends where no more
+    can be read. Videos and cameras need the extra `video`.
 
     Args:
         prefix: only names that begin with it, for instance `train/`.
         shuffle_seed: None keeps the order of the names; a number orders by a hash of content and seed, so that names
             (which may tell the label) do not matter to the order.
+        stride: of a video file: every so many frames; None takes all.
 
     Raises:
-        InputError: there is no such folder or archive, or no image in it.
+        InputError: at once: there is no such source, or nothing in it.
+        ConfigError: an argument that does not apply to such a source.
+        MissingExtraError: OpenCV is not installed.
     """
+    path = Path(source)
+    live, video = is_live(str(source)), path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()
+    if (live or video) and (prefix or shuffle_seed is not None):
+        raise ConfigError(f"{source} has no names and no order of its own: leave out prefix and shuffle_seed")
+    if stride is not None and (not video or stride < 1):
+        raise ConfigError(f"stride counts the frames of a video file from 1 on, got {stride} for {source}")
+    if live:
+        return LiveVideo(str(source))
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        names = [(file.relative_to(path).as_posix(), file) for file in files]
-        pairs = ((name, _read(file)) for name, file in names if _wanted(name, prefix))
-    elif path.is_file():
-        pairs = _read_tar(path, prefix)
+        items = _read_folder(path, prefix)
+    elif not path.exists():
+        raise InputError(
+            f"there is no folder or archive {path}; a source is a folder, a tar archive, a list of paths ({LIST_SUFFIX}), "
+            f"a video ({' '.join(VIDEO_SUFFIXES)}), camera:NUMBER or rtsp://..."
+        )
+    elif video:
+        items = read_video(path, stride or 1)
+    elif path.suffix.lower() == LIST_SUFFIX:
+        items = _read_list(path, prefix)
     else:
-        raise InputError(f"there is no folder or archive {path}")
+        items = _read_tar(path, prefix)
     if shuffle_seed is not None:
-        salt = str(shuffle_seed).encode()
-        pairs = iter(sorted(pairs, key=lambda pair: hashlib.sha256(salt + pair[1]).digest()))
-    return _frames(pairs, path, prefix)
+        items = _shuffled(items, shuffle_seed)
+    first = next(items, None)
+    if first is None:
+        where = f" below {prefix}" if prefix else ""
+        raise InputError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in {path}{where}")
+    return _from_first(first, items)
 
 
 def frames_of(images: Iterable[Image.Image | np.ndarray | bytes]) -> Iterator[Frame]:
@@ -84,33 +96,95 @@ def frames_of(images: Iterable[Image.Image | np.ndarray | bytes]) -> Iterator[Fr
         yield Frame(f"{number:08d}", item)
 
 
+def _from_first(first: Frame | Unreadable, rest: Iterator[Frame | Unreadable]) -> Source:
+    def items():
+        yield first
+        yield from rest
+
+    return items()
+
+
+def _shuffled(items: Iterator[Frame | Unreadable], seed: int) -> Iterator[Frame | Unreadable]:
+    salt = str(seed).encode()
+
+    def order(item: Frame | Unreadable) -> tuple[bool, bytes]:
+        if isinstance(item, Frame) and isinstance(item.content, bytes):
+            return False, hashlib.sha256(salt + item.content).digest()
+        return True, b""
+
+    return iter(sorted(items, key=order))
+
+
 def _wanted(name: str, prefix: str) -> bool:
     return name.startswith(prefix) and name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _read(path: Path) -> bytes:
+def _read(name: str, path: Path) -> Frame | Unreadable:
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            return Unreadable(name, "cannot-read", f"{path} is not a file")
+        return Frame(name, path.read_bytes())
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        return Unreadable(name, "cannot-read", f"cannot read {path}: {error.strerror}")
 
 
-def _read_tar(path: Path, prefix: str) -> Iterator[tuple[str, bytes]]:
+def _read_folder(root: Path, prefix: str) -> Iterator[Frame | Unreadable]:
+    closed: list[OSError] = []
+    found: dict[str, Path] = {}
+    for folder, _, files in os.walk(root, onerror=closed.append):
+        for file in files:  # a dangling link is among them
+            path = Path(folder, file)
+            found[path.relative_to(root).as_posix()] = path
+    for name, path in sorted(found.items()):
+        if _wanted(name, prefix):
+            yield _read(name, path)
+    for error in closed:
+        name = f"{os.path.relpath(error.filename, root)}/"
+        yield Unreadable(name, "cannot-read", f"cannot open the folder {error.filename}: {error.strerror}")
+
+
+def _read_list(path: Path, prefix: str) -> Iterator[Frame | Unreadable]:
+    """One path a line, relative to the list; empty lines and lines that begin with # do not count."""
     try:
-        with tarfile.open(path) as tar:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read the list {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a list of paths in UTF-8: {error}") from error
+    for line in lines:
+        name = line.strip()
+        if name and not name.startswith("#") and name.startswith(prefix):
+            yield _read(name, path.parent / name)
+
+
+class _CheckedMember(TarInfo):
+    """tarfile takes a damaged or missing header in mid-archive for the end; only a block of zeros is one."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: TarFile) -> TarInfo:
+        try:
+            return super().fromtarfile(tarfile)
+        except EOFHeaderError:
+            raise
+        except HeaderError as error:
+            raise ReadError(f"{error} at byte {tarfile.offset}") from error
+
+
+def _read_tar(path: Path, prefix: str) -> Iterator[Frame | Unreadable]:
+    try:
+        tar = TarFile.open(path, tarinfo=_CheckedMember)
+    except _DAMAGED as error:
+        raise InputError(f"{path} is not a readable tar archive: {error}") from error
+    with tar:
+        images = 0
+        try:
             for member in tar:
                 name = member.name.removeprefix("./")
                 if member.isfile() and _wanted(name, prefix) and (file := tar.extractfile(member)):
-                    yield name, file.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path} is not a readable tar archive: {error}") from error
-
-
-def _frames(pairs: Iterator[tuple[str, bytes]], path: Path, prefix: str) -> Iterator[Frame]:
-    empty = True
-    for name, data in pairs:
-        empty = False
-        yield Frame(name, data)
-    if empty:
-        where = f" below {prefix}" if prefix else ""
-        raise InputError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in {path}{where}")
+                    data = file.read()
+                    images += 1
+                    yield Frame(name, data)
+        except _DAMAGED as error:
+            ended = isinstance(error, EOFError) or str(error).startswith(("unexpected end", "empty", "truncated"))
+            detail = f"{path} cannot be read past its image {images}: {error}; what came after is lost"
+            yield Unreadable(path.name, "truncated" if ended else "damaged", detail)

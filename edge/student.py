@@ -25,10 +25,10 @@ class Student:
         embedding = self.embed(grey)
         for _ in range(WARM_UP_RUNS - 1):
             self.embed(grey)
-        if embedding.shape != (1, manifest.embedding_dim) or not np.isfinite(embedding).all():
+        if embedding.shape != (1, manifest.embedding_dim):
             raise ModelError(
                 f"student version {manifest.version} gives {embedding.shape} embeddings, "
-                f"expected (1, {manifest.embedding_dim}) finite numbers"
+                f"expected (1, {manifest.embedding_dim})"
             )
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
@@ -36,5 +36,8 @@ class Student:
         return self.manifest.preprocess(image)[None]
 
     def embed(self, batch: np.ndarray) -> np.ndarray:
-        """(1, 3, S, S) -> (1, D) float32, L2-normalised."""
-        return self._model(batch)
+        """(1, 3, S, S) -> (1, D) float32, L2-normalised. Raises `ModelError` where that fails."""
+        embedding = self._model(batch)
+        if not np.isfinite(embedding).all():
+            raise ModelError(f"student version {self.manifest.version} gives numbers that are not finite")
+        return embedding

@@ -79,13 +79,13 @@ class Switcher:
     def model_changed(self, calibration: Calibration) -> None:
         """A new student, or a new pool (then with an empty calibration): old margins and evidence say nothing of it."""
         self._margins.clear()
-        self._evidence.reset(calibration.margins, calibration.agrees, calibration.propensities)
+        self._evidence.reset(calibration.margins, calibration.agreements, calibration.propensities)
         self.table = self._index = self._curve = None
         self._since_build = self._config.rebuild_every
 
-    def learn(self, margin: float, agrees: bool, propensity: float) -> None:
-        """Takes in what the FM said of a sample the student answered too."""
-        self._evidence.add(margin, agrees, propensity)
+    def learn(self, margin: float, agreement: float, propensity: float) -> None:
+        """Takes in the graded agreement with the FM on a sample that the student answered too."""
+        self._evidence.add(margin, agreement, propensity)
 
     def decide(self, margin: float, edge_ms: float, link: LinkState, deadline_ms: float) -> Decision:
         """Decides on one sample.

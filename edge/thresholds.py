@@ -25,7 +25,7 @@ class ThresholdTable:
     Attributes, each (N + 1,), thresholds ascending:
         thresholds: a sample with margin >= threshold is answered on the edge.
         edge_share: r(threshold), of the window.
-        agreement: estimated share of all answers that are the FM's own or equal to it.
+        agreement: estimated mean graded agreement of all answers with the FM's; its own count as 1.
         latency_ms: predicted mean with the student charged to every sample, t_edge + (1 - r)(t_trans + t_cloud).
         paper_latency_ms: as printed in the paper, r t_edge + (1 - r)(t_trans + t_cloud).
     """

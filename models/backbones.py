@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,10 @@ from .cache import cached_file
 from .errors import ModelError
 
 OPSET = 18
+
+TAIL_STAGES = 2
+"""Last stages of blocks that customization may train, with the convolution behind them: half of the weights, a third of the
+computation. What lies before them, the trunk, is the same in every version."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,40 @@ def build_backbone(backbone: str) -> torch.nn.Module:
     return model
 
 
+class _Trunk(torch.nn.Module):
+    """(B, 3, S, S) -> (B, C, h, w), the input of the tail."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        model = build_backbone(backbone)
+        self.stem = torch.nn.Sequential(model.conv_stem, model.bn1, *model.blocks[:-TAIL_STAGES])  # pyright: ignore
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.stem(images)
+
+
+class Tail(torch.nn.Module):
+    """The rest of a backbone: (B, C, h, w) -> pooled features (B, F). Its parameters are named as the backbone's."""
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        model = build_backbone(backbone)
+        first = len(model.blocks) - TAIL_STAGES  # pyright: ignore
+        self.blocks = torch.nn.ModuleDict({str(i): model.blocks[i] for i in range(first, first + TAIL_STAGES)})  # pyright: ignore
+        self.conv_head, self.activation = model.conv_head, model.bn2
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        for stage in self.blocks.values():
+            activations = stage(activations)
+        return self.activation(self.conv_head(activations)).mean(dim=(2, 3))  # pyright: ignore
+
+
+@cache
+def tail_names(backbone: str) -> frozenset[str]:
+    """The tail's parameters, as the exported graph names them too."""
+    return frozenset(name for name, _ in Tail(backbone).named_parameters())
+
+
 def _fold_batch_norms(model: torch.nn.Module) -> None:
     """In a network where every batch norm follows the convolution defined before it."""
     convolution: torch.nn.Conv2d | None = None
@@ -105,7 +144,7 @@ def classifier_rows(backbone: str) -> np.ndarray:
 
 
 def export_features(model: torch.nn.Module, input_size: int) -> bytes:
-    """A feature network as ONNX: `images` (batch, 3, S, S) -> `features` (batch, F), with a dynamic batch."""
+    """A network as ONNX: `images` (batch, 3, S, S) -> `features` (batch, ...), with a dynamic batch."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # exporter chatter about its own internals
@@ -125,6 +164,17 @@ def export_features(model: torch.nn.Module, input_size: int) -> bytes:
 
 def feature_graph(backbone: str, input_size: int) -> Path:
     """The exported backbone at one input size; exported once per machine (some 10 s), then cached."""
+    return _exported(backbone, input_size, "", lambda: build_backbone(backbone))
+
+
+def trunk_graph(backbone: str, input_size: int) -> Path:
+    """Its part before the tail, (batch, 3, S, S) -> (batch, C, h, w); exported once per machine, then cached."""
+    return _exported(backbone, input_size, f"-trunk{TAIL_STAGES}", lambda: _Trunk(backbone).eval())
+
+
+def _exported(backbone: str, input_size: int, part: str, build: Callable[[], torch.nn.Module]) -> Path:
     digest = hashlib.sha256(_weights_path(backbone).read_bytes()).hexdigest()[:12]
-    name = f"{backbone}-{input_size}-{digest}-fp16-opset{OPSET}-torch{torch.__version__}-timm{timm.__version__}.onnx"
-    return cached_file(name, lambda: export_features(build_backbone(backbone), input_size))
+    versions = f"opset{OPSET}-torch{torch.__version__}-timm{timm.__version__}"
+    return cached_file(
+        f"{backbone}{part}-{input_size}-{digest}-fp16-{versions}.onnx", lambda: export_features(build(), input_size)
+    )

@@ -22,6 +22,11 @@ what was wrong, with which value, and what to do.
 
 from __future__ import annotations
 
+from typing import Literal
+
+UnreadableReason = Literal["empty", "not-an-image", "truncated", "damaged", "too-many-pixels", "cannot-read"]
+"""Why a sample could not be read; `cannot-read` is the file system's or the camera's refusal. Counts are kept by it."""
+
 
 class EdgeFMError(Exception):
     """Base of all deliberate errors; its text is meant for the user."""
@@ -44,7 +49,9 @@ class EnvironmentMissingError(InputError):
 
 
 class ImageError(InputError):
-    pass
+    def __init__(self, message: str, reason: UnreadableReason = "damaged") -> None:
+        super().__init__(message)
+        self.reason: UnreadableReason = reason
 
 
 class LabelError(InputError):

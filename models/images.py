@@ -30,21 +30,30 @@ def decode_image(data: bytes) -> Image.Image:
         ImageError: empty, truncated, of another format, or of more than `MAX_PIXELS` pixels.
     """
     if not data:
-        raise ImageError("the image is empty (0 bytes)")
+        raise ImageError("the image is empty (0 bytes)", "empty")
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise ImageError(f"the image claims {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
+            raise ImageError(
+                f"the image claims {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded", "too-many-pixels"
+            )
         return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # PIL's own, higher limit
-        raise ImageError(f"the image claims too many pixels, at most {MAX_PIXELS:,} are decoded: {error}") from None
+        message = f"the image claims too many pixels, at most {MAX_PIXELS:,} are decoded: {error}"
+        raise ImageError(message, "too-many-pixels") from None
     except UnidentifiedImageError:
-        raise ImageError(f"not a {', '.join(_FORMATS)} image ({len(data)} bytes)") from None
+        raise ImageError(f"not a {', '.join(_FORMATS)} image ({len(data)} bytes)", "not-an-image") from None
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        raise ImageError(f"the image is damaged ({len(data)} bytes): {error}") from error
+        message = f"the image is damaged ({len(data)} bytes): {error}"
+        raise ImageError(message, "truncated" if _ends_early(data, error) else "damaged") from error
+
+
+def _ends_early(data: bytes, error: Exception) -> bool:
+    short_webp = data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little")  # PIL does not tell
+    return short_webp or isinstance(error, EOFError) or "truncated" in str(error).lower()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -64,6 +64,7 @@ class LabelPool:
         embeddings: (K, D) float32, L2-normalised, in the FM's space.
         foundation_model: name of the FM that embedded the labels.
         unknown_floor: a sample whose best similarity is below it is `UNKNOWN`.
+        temperature: of the FM: softmax(similarities / temperature) is how sure it is of each label.
         warnings: what the FM said of labels out of its reach.
     """
 
@@ -71,6 +72,7 @@ class LabelPool:
     embeddings: np.ndarray
     foundation_model: str
     unknown_floor: float = -1.0
+    temperature: float = 0.05
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ class LabelPool:
     def version(self) -> str:
         """16 hex digits of the content's sha256; equal content has an equal version on every machine."""
         digest = hashlib.sha256()
-        for text in (self.foundation_model, f"{self.unknown_floor:.6f}", *self.labels):
+        for text in (self.foundation_model, f"{self.unknown_floor:.6f}", f"{self.temperature:.6f}", *self.labels):
             digest.update(text.encode() + b"\0")
         digest.update(np.ascontiguousarray(self.embeddings, "<f4").tobytes())
         return digest.hexdigest()[:16]
@@ -117,6 +119,7 @@ class LabelPool:
             embeddings=self.embeddings.astype("<f4"),
             foundation_model=np.array(self.foundation_model),
             unknown_floor=np.array(self.unknown_floor, "<f8"),
+            temperature=np.array(self.temperature, "<f8"),
             warnings=np.array(self.warnings, dtype=np.str_),
         )
         return buffer.getvalue()
@@ -135,6 +138,7 @@ class LabelPool:
                     embeddings=file["embeddings"].astype(np.float32),
                     foundation_model=str(file["foundation_model"]),
                     unknown_floor=float(file["unknown_floor"]),
+                    temperature=float(file["temperature"]),
                     warnings=tuple(str(text) for text in file["warnings"]),
                 )
         except Exception as error:  # numpy and zipfile raise OSError, ValueError, KeyError, NotImplementedError, ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -9,18 +10,21 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from .backbones import build_backbone, classifier_rows, feature_graph
+from .backbones import Tail, build_backbone, classifier_rows, feature_graph, tail_names
 from .foundation.base import FoundationModel
 from .foundation.synclip import shipped_means
 from .students import StudentProfile
 from .versions import GRAPH_FILE, quantise_fp16
 
-BACKBONE_FILE = "backbone.fp16.bin"
+TRUNK_FILE = "trunk.fp16.bin"
+TAIL_FILE = "tail.fp16.bin"
 HEAD_FILE = "head.fp16.bin"
 FEATURES = "features"
 EMBEDDINGS = "embeddings"
 
 VERSION0_RIDGE = 3.0
+VERSION0_TEMPERATURE = 1.4
+"""Of the FM's own: what fits version 0 best on other images (docs: customization)."""
 _EXTERNAL_FROM = 256  # smaller tensors (shapes, scalars) stay inside the graph
 
 
@@ -70,9 +74,11 @@ def version0_head(profile: StudentProfile, model: FoundationModel) -> Head:
 class Student(torch.nn.Module):
     """Backbone and head as one torch module: (B, 3, S, S) -> (B, D) L2-normalised. The reference for the export."""
 
-    def __init__(self, profile: StudentProfile, head: Head) -> None:
+    def __init__(self, profile: StudentProfile, head: Head, tail: Tail | None = None) -> None:
         super().__init__()
         self.backbone = build_backbone(profile.backbone)
+        if tail is not None:
+            self.backbone.load_state_dict(dict(tail.named_parameters()), strict=False)
         self.head = torch.nn.Linear(*head.weight.shape)
         with torch.no_grad():
             self.head.weight.copy_(torch.from_numpy(head.weight.T))
@@ -82,25 +88,58 @@ class Student(torch.nn.Module):
         return torch.nn.functional.normalize(self.head(self.backbone(images)), dim=1)
 
 
+@dataclass(frozen=True)
+class _Backbone:
+    """A feature graph whose large weights lie in two files, as fp16."""
+
+    graph: onnx.ModelProto
+    trunk: bytes
+    tail: bytes
+    tail_layout: tuple[tuple[str, tuple[int, ...]], ...]  # names and shapes, in the order of the file
+
+
 @cache
-def _backbone_parts(profile: StudentProfile) -> tuple[onnx.ModelProto, bytes]:
-    """The feature graph with every large weight moved to `BACKBONE_FILE` as fp16, and that file's bytes."""
+def _backbone(profile: StudentProfile) -> _Backbone:
     model = onnx.load(feature_graph(profile.backbone, profile.input_size))
-    blob, casts, kept = bytearray(), [], []
+    of_tail, layout = tail_names(profile.backbone), []
+    blobs, casts, kept = {TRUNK_FILE: bytearray(), TAIL_FILE: bytearray()}, [], []
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _EXTERNAL_FROM:
+        in_tail = tensor.name in of_tail
+        if not in_tail and (tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _EXTERNAL_FROM):
             kept.append(tensor)
             continue
-        data = numpy_helper.to_array(tensor).astype("<f2").tobytes()
-        kept.append(_external(f"{tensor.name}.fp16", list(tensor.dims), BACKBONE_FILE, len(blob), len(data)))
+        file = TAIL_FILE if in_tail else TRUNK_FILE
+        data, blob = numpy_helper.to_array(tensor).astype("<f2").tobytes(), blobs[file]
+        kept.append(_external(f"{tensor.name}.fp16", list(tensor.dims), file, len(blob), len(data)))
         casts.append(helper.make_node("Cast", [f"{tensor.name}.fp16"], [tensor.name], to=TensorProto.FLOAT))
         blob += data
+        if in_tail:
+            layout.append((tensor.name, tuple(tensor.dims)))
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    return model, bytes(blob)
+    return _Backbone(model, bytes(blobs[TRUNK_FILE]), bytes(blobs[TAIL_FILE]), tuple(layout))
+
+
+def tail_to_bytes(profile: StudentProfile, tail: Tail) -> bytes:
+    """A trained tail as the file that a student's graph reads."""
+    weights = dict(tail.named_parameters())
+    layout = _backbone(profile).tail_layout
+    return b"".join(weights[name].detach().numpy().astype("<f2").tobytes() for name, _ in layout)
+
+
+def tail_from_bytes(profile: StudentProfile, data: bytes) -> Tail:
+    """Reads what `tail_to_bytes` wrote."""
+    tail, flat, start = Tail(profile.backbone), np.frombuffer(data, "<f2").astype(np.float32), 0
+    weights = dict(tail.named_parameters())
+    with torch.no_grad():
+        for name, shape in _backbone(profile).tail_layout:
+            size = int(np.prod(shape))
+            weights[name].copy_(torch.from_numpy(flat[start : start + size].reshape(shape)))
+            start += size
+    return tail.eval()
 
 
 def _external(name: str, dims: list[int], file: str, offset: int, length: int) -> TensorProto:
@@ -112,14 +151,14 @@ def _external(name: str, dims: list[int], file: str, offset: int, length: int) -
 
 
 def student_files(profile: StudentProfile, head: Head) -> dict[str, bytes]:
-    """The files of a student: graph, backbone weights, head weights.
+    """The files of version 0: graph, trunk, tail and head weights.
 
     The graph maps `images` (batch, 3, S, S) to `embeddings` (batch, D), L2-normalised, and to `features` (batch, F),
-    which the cloud caches for training. Only the head's file differs between versions with the same backbone.
+    which the cloud caches for training. Later versions replace the head's file, or the head's and the tail's.
     """
-    backbone, backbone_blob = _backbone_parts(profile)
+    backbone = _backbone(profile)
     model = onnx.ModelProto()
-    model.CopyFrom(backbone)
+    model.CopyFrom(backbone.graph)
     graph = model.graph
     feature_dim, dim = head.weight.shape
     weight_bytes = feature_dim * dim * 2
@@ -145,6 +184,7 @@ def student_files(profile: StudentProfile, head: Head) -> dict[str, bytes]:
     graph.output.insert(0, helper.make_tensor_value_info(EMBEDDINGS, TensorProto.FLOAT, ["batch", dim]))
     return {
         GRAPH_FILE: model.SerializeToString(deterministic=True),
-        BACKBONE_FILE: backbone_blob,
+        TRUNK_FILE: backbone.trunk,
+        TAIL_FILE: backbone.tail,
         HEAD_FILE: head.to_bytes(),
     }

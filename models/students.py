@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from .errors import ConfigError
 from .images import Preprocess
@@ -47,3 +50,25 @@ def student_profile(name: str) -> StudentProfile:
         return PROFILES[name]
     except KeyError:
         raise ConfigError(f"unknown student {name!r}; choose one of {', '.join(PROFILES)}") from None
+
+
+@dataclass(frozen=True)
+class MeasuredAccuracy:
+    """A student's accuracy on one data set, against ground truth: of version 0, and customized by the FM's labels."""
+
+    data: str
+    version0: float
+    customized: float
+
+
+@cache
+def measured_accuracy(name: str) -> tuple[MeasuredAccuracy, ...]:
+    """What `edgefm bench students --json` found, one for each data set; the files beside this module are its results.
+    Empty for a student that was never measured."""
+    results = [json.loads(path.read_bytes()) for path in sorted(Path(__file__).parent.glob("students-*.json"))]
+    return tuple(
+        MeasuredAccuracy(result["data"], row["version0_accuracy"], row["accuracy"])
+        for result in results
+        for row in result["students"]
+        if row["student"] == name
+    )

@@ -44,17 +44,19 @@ class BlobRef(_Frozen):
 class Calibration(_Frozen):
     """How a version agreed with the FM on samples held out of its training; three lists of equal length.
 
+    Agreement is graded (see `edgefm.models.confidence`).
+
     The device takes it for prior evidence until it has its own (see `edgefm.edge.agreement`).
     """
 
     margins: list[float] = []
-    agrees: list[bool] = []
+    agreements: list[float] = []
     propensities: list[float] = []
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Calibration:
-        if not len(self.margins) == len(self.agrees) == len(self.propensities):
-            raise ValueError("margins, agrees and propensities differ in length")
+        if not len(self.margins) == len(self.agreements) == len(self.propensities):
+            raise ValueError("margins, agreements and propensities differ in length")
         return self
 
 
@@ -68,6 +70,8 @@ class StudentManifest(_Frozen):
     profile: str
     preprocess: Preprocess
     embedding_dim: int
+    temperature: Annotated[float, Field(gt=0)]
+    """softmax(similarities / temperature) is how sure the version is of each label."""
     foundation_model: str
     pool_version: str
     samples: Annotated[int, Field(ge=0)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,3 +95,61 @@ def start_cloud(tmp_path: Path) -> Iterator[Callable[..., CloudProcess]]:
         if cloud.process.poll() is None:
             cloud.process.kill()
         cloud.process.wait()
+
+
+class BrokerProcess:
+    """A broker as its own process, on one port; `start` and `stop` as often as wanted."""
+
+    def __init__(self, folder: Path, listener: dict[str, object], plugin: dict[str, dict[str, object]]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self._log = folder / "broker.log"
+        self._config = folder / "broker.yaml"
+        listener = {"type": "tcp", "bind": f"127.0.0.1:{self.port}", **listener}
+        self._config.write_text(json.dumps({"listeners": {"default": listener}, "plugins": plugin}))  # JSON is YAML
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-c", "from amqtt.scripts.broker_script import main; main()"]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([*command, "-c", str(self._config)], stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        while not self._answers():
+            assert self._process.poll() is None and time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+_PASSWORDS = "amqtt.plugins.authentication.FileAuthPlugin"
+_OPEN = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
+
+
+@pytest.fixture
+def make_broker(tmp_path) -> Iterator[Callable[..., BrokerProcess]]:
+    """MQTT brokers, not started yet; none outlives its test. `passwords`: the file of users that it lets in."""
+    made: list[BrokerProcess] = []
+
+    def make(**listener: object) -> BrokerProcess:
+        plugin = {_PASSWORDS: {"password_file": listener.pop("passwords")}} if "passwords" in listener else _OPEN
+        made.append(BrokerProcess(tmp_path, listener, plugin))
+        return made[-1]
+
+    yield make
+    for broker in made:
+        broker.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
@@ -20,9 +22,12 @@ from edgefm.cloud.config import CloudConfig, CustomizationConfig
 from edgefm.deploy.cli import EXIT_CODES, INTERRUPTED, app
 from edgefm.deploy.settings import load_config, parse_labels
 from edgefm.edge.config import AgentConfig, SwitcherConfig
+from edgefm.edge.local_state import StateLock
+from edgefm.edge.spool import Spool
 from edgefm.models import errors
 from edgefm.models.errors import ConfigError, EdgeFMError
 from edgefm.models.images import encode_jpeg
+from jsonschema import Draft202012Validator
 
 NOBODY = "127.0.0.1:1"
 
@@ -86,11 +91,13 @@ def test_one_file_serves_cloud_and_agent(toml):
         ("[agent.switcher]\nfoo = 5\n", r"\[agent\.switcher\] has no setting 'foo'; there are accuracy_target"),
         ("[agent]\naccuracy_target = 0.9\n", r"\[agent\] has no setting 'accuracy_target'"),
         ('[agent]\nfps = "fast"\n', r"agent\.fps: .*valid number.* \(got 'fast'\)"),
-        ('[agent]\nupload = "all"\n', r"agent\.upload: .*'never' or 'uncertain'.* \(got 'all'\)"),
+        ('[agent]\nupload = "some"\n', r"agent\.upload: .*'never', 'uncertain' or 'all'.* \(got 'some'\)"),
         ('[agent.switcher]\nobjective = "speed"\n', r"agent\.switcher\.objective: .*'accuracy_target' or"),
         ("[agent]\nswitcher = 5\n", r"agent\.switcher: .*\(got 5\)"),
         ("[agent.switcher]\naudit_share = 2\n", r"audit_share is a share in \[0, 1\], got 2"),
         ("[agent]\ndeadline_ms = 0\n", "deadline_ms .* must be positive"),
+        ("[agent]\nfps = nan\n", "fps must be a finite number, got nan"),
+        ("[agent.switcher]\nlatency_bound_ms = inf\n", "latency_bound_ms must be a finite number, got inf"),
         ("agent = 5\n", r"\[agent\] must be a table"),
         ("[agent\n", r"edgefm\.toml is not valid TOML"),
     ],
@@ -98,6 +105,16 @@ def test_one_file_serves_cloud_and_agent(toml):
 def test_wrong_settings_are_named(toml, text, message):
     with pytest.raises(ConfigError, match=message):
         load_config(AgentConfig, "agent", toml(text), {})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", [AgentConfig, SwitcherConfig, CloudConfig, CustomizationConfig])
+def test_no_float_setting_takes_what_is_no_number(kind, value):
+    names = [field.name for field in fields(kind) if isinstance(field.default, float)]
+    assert names
+    for name in names:
+        with pytest.raises(ConfigError, match=f"{name} must be a finite number, got {value}"):
+            kind(**{name: value})
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
@@ -140,11 +157,17 @@ def test_the_commands_are_these():
             "agent",
             "demo",
             "rollback",
+            "device rollback",
+            "device purge",
             "status",
             "labels list",
             "labels add",
             "labels remove",
             "bench students",
+            "bench learning",
+            "students export",
+            "profile",
+            "select",
         )
     }
 
@@ -234,6 +257,15 @@ def image(tmp_path, make_picture) -> Path:
     ("code", "arguments", "says"),
     [
         (4, ["agent", "nowhere"], "nowhere"),
+        (4, ["agent", "camera:63"], "cannot open camera:63"),
+        (2, ["agent", "images", "--mqtt", "mqtt://host"], "the topic is missing"),
+        (2, ["agent", "images", "--fps", "nan"], "fps must be a finite number, got nan"),
+        (2, ["agent", "images", "--stride", "2"], "stride"),
+        (2, ["agent", "images", "--student", "auto"], "edgefm profile"),
+        (2, ["select", "none.json"], "none.json"),
+        (2, ["profile", "images", "--frame-size", "640"], "WIDTHxHEIGHT"),
+        (2, ["profile", "images", "--latency-ms", "0"], "latency_ms"),
+        (4, ["profile", "images"], "edgefm students export"),
         (4, ["agent", "empty"], "empty"),
         (2, ["agent", "images", "--config", "none.toml"], "none.toml"),
         (2, ["agent", "images", "--audit-share", "2"], "audit_share"),
@@ -241,6 +273,10 @@ def image(tmp_path, make_picture) -> Path:
         (2, ["agent", "images", "--labels", "@none"], "none"),
         (6, ["agent", "images", "-o", "images/a.jpg/answers"], "images/a.jpg/answers"),
         (7, ["agent", "images", "--cloud", NOBODY, "-c", "fast.toml"], NOBODY),
+        (2, ["agent", "images", "--spool-bytes", "0"], "spool_bytes"),
+        (4, ["device", "rollback", "--state-dir", "nowhere"], "nowhere"),
+        (4, ["device", "rollback", "--state-dir", "empty", "-e", "yard"], "empty is no agent's state folder"),
+        (4, ["device", "purge", "--state-dir", "nowhere"], "nowhere"),
         (7, ["labels", "list", "--cloud", NOBODY], "cloud"),
         (7, ["rollback", "yard", "--cloud", NOBODY], "cloud"),
         (7, ["status", "--cloud", NOBODY], "cloud"),
@@ -292,7 +328,7 @@ def test_ctrl_c_has_its_code_and_no_traceback(tmp_path, image):
 # ---- a real cloud, a real agent
 
 
-def test_labels_and_an_agent_from_the_command_line(start_cloud, tmp_path, image, make_picture):
+def test_labels_and_an_agent_from_the_command_line(start_cloud, make_broker, tmp_path, image, make_picture):
     cloud = start_cloud("--labels", "tabby cat, dog", "--student", "lite0-64")
     for seed in range(1, 4):
         (image / f"{seed}.jpg").write_bytes(encode_jpeg(make_picture(seed)))
@@ -303,11 +339,43 @@ def test_labels_and_an_agent_from_the_command_line(start_cloud, tmp_path, image,
     assert labels("list").stdout.splitlines() == ["tabby cat", "dog"]
     config = tmp_path / "agent.toml"
     config.write_text(f'[agent]\ncloud = "{cloud.target}"\nenvironment = "nowhere"\nfps = 50\n')
-    ran = _edgefm("agent", image, "-c", config, "-e", "yard", "--limit", "3", "-o", "out/answers.jsonl", cwd=tmp_path)
+    (image / "list.txt").write_text("1.jpg\ngone.jpg\n2.jpg\n3.jpg\na.jpg\n")
+    source = [image / "list.txt", "--limit", "4"]
+    ran = _edgefm("agent", *source, "-c", config, "-e", "yard", "-o", "out/answers.jsonl", cwd=tmp_path)
     assert ran.returncode == 0, ran
-    assert json.loads(ran.stdout)["frames"] == 3
+    summary = json.loads(ran.stdout)
+    assert summary["frames"] == 4 and summary["unreadable_by_reason"] == {"cannot-read": 1}
+    assert 'event=unreadable sample=gone.jpg reason=cannot-read detail="cannot read ' in ran.stderr
     answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    schema = Draft202012Validator(json.loads(_edgefm("agent", "--schema").stdout))
+    for answer in answers:
+        schema.validate(answer)
     assert len(answers) == 3 and {answer["environment"] for answer in answers} == {"yard"}  # the flag over the file
+
+    broker = make_broker()
+    broker.start()
+    mqtt = ["--mqtt", f"mqtt://127.0.0.1:{broker.port}/yard"]
+    ran = _edgefm("agent", image, "-c", config, "-e", "yard", "--limit", "2", *mqtt, cwd=tmp_path)
+    assert json.loads(ran.stdout)["mqtt_published"] == 2, ran
+    assert not (tmp_path / "answers.jsonl").exists()  # no file unless one is asked for
+
+    costs = {"threads": 1, "preprocess_ms": 1, "session_p50_ms": 2, "session_p95_ms": 3, "peak_rss_mb": 150}
+    costs |= {"student": "lite0-96"}
+    (tmp_path / "device.json").write_text(json.dumps({"source": "by hand", "device": "x", "students": [costs]}))
+    shown = _edgefm("select", tmp_path / "device.json", "--latency-ms", "4")
+    assert shown.returncode == 0 and "taken" in shown.stdout, shown
+    refused = _edgefm("select", tmp_path / "device.json", "--latency-ms", "3.9")
+    assert refused.returncode == 2 and "no student fits 3.9 ms a frame" in refused.stderr, refused
+    auto = ["--student", "auto", "--device-profile", "device.json", "--state-dir", "auto", "-e", "auto"]
+    ran = _edgefm("agent", image, "-c", config, *auto, "--limit", "1", cwd=tmp_path)
+    assert ran.returncode == 0, ran
+    manifest = json.loads((tmp_path / "auto" / "environments" / "auto" / "student.json").read_text())
+    assert manifest["profile"] == "lite0-96"  # the cloud's default is another
+    state = [tmp_path / "auto", "--threads", "1", "--runs", "20", "--frame-size", "64x64", "-o", "measured.json"]
+    measured = _edgefm("profile", *state, cwd=tmp_path)
+    assert measured.returncode == 0 and "taken: the" in measured.stdout, measured
+    found = json.loads((tmp_path / "measured.json").read_text())
+    assert [cost["student"] for cost in found["students"]] == ["lite0-96"]
 
     added = labels("add", "owl", "quantum entanglement", "-e", "yard")
     assert added.returncode == 0 and added.stdout.startswith("4 labels, pool ")
@@ -322,6 +390,16 @@ def test_labels_and_an_agent_from_the_command_line(start_cloud, tmp_path, image,
         refused = labels(*arguments)
         assert refused.returncode == code and says in refused.stderr and refused.stderr.startswith("edgefm: "), refused
     assert labels("remove", "dog", "-e", "yard").stdout.startswith("3 labels, pool ")
+    state = tmp_path / "edgefm-agent"
+    with closing(Spool(state, 10**6, 10**6)) as spool:
+        spool.add("yard", b"waits", 0.1, 1.0, time.time())
+    lock = StateLock(state)
+    busy = _edgefm("device", "purge", "--state-dir", state)
+    assert busy.returncode == 6 and "another agent is using" in busy.stderr, busy
+    lock.release()
+    assert _edgefm("device", "purge", "--state-dir", state).stdout == "1 waiting samples deleted\n"
+    stay = _edgefm("device", "rollback", "--state-dir", state, "-e", "yard")
+    assert stay.returncode == 4 and "holds no earlier student" in stay.stderr, stay
     back = _edgefm("rollback", "yard", "--cloud", cloud.target)
     assert back.returncode == 4 and back.stderr.startswith("edgefm: "), back  # version 0 has no parent
 

@@ -10,9 +10,9 @@ import pytest
 from edgefm.deploy.camera import DAY, PHOTOGRAPHS, walk
 from edgefm.edge.agent import Agent
 from edgefm.edge.config import AgentConfig
+from edgefm.edge.frames import Frame
 from edgefm.edge.operator import Operator
 from edgefm.edge.records import Answer
-from edgefm.edge.sources import Frame
 from edgefm.models.errors import CloudError
 
 LABELS = tuple(sorted({photograph.label for photograph in PHOTOGRAPHS}))

@@ -63,7 +63,7 @@ def test_the_wheel_s_base_dependencies_are_a_device_s(wheel):
     names = {line.split(";")[0].split(">")[0].split("=")[0].strip() for line in needed}
     assert {"numpy", "onnxruntime", "pillow", "grpcio", "protobuf"} <= names
     assert not names & {"torch", "torchvision", "timm", "open-clip-torch", "transformers", "onnx"}
-    assert {"cloud", "demo", "tensorrt", "dev"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"cloud", "demo", "video", "mqtt", "tensorrt", "dev"} <= set(metadata.get_all("Provides-Extra", []))
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,11 @@ import importlib, importlib.util, pkgutil, sys
 import edgefm.edge as package
 
 found = [module.name for module in pkgutil.walk_packages(package.__path__, "edgefm.edge.")]
-for name in (*found, "edgefm.deploy.cli", "edgefm.deploy.settings"):
+for name in (*found, "edgefm.deploy.cli", "edgefm.deploy.settings", "edgefm.deploy.device"):
     importlib.import_module(name)
-for name in ("torch", "torchvision", "timm", "open_clip", "transformers", "onnx"):
+from edgefm.models.students import PROFILES, measured_accuracy
+assert all(measured_accuracy(name) for name in PROFILES)
+for name in ("torch", "torchvision", "timm", "open_clip", "transformers", "onnx", "cv2", "paho"):
     assert name not in sys.modules and importlib.util.find_spec(name) is None, name
 print(package.__file__, *found)
 """
@@ -114,9 +116,12 @@ def test_a_device_s_command_line_explains_itself(device, tmp_path, arguments, sa
     assert done.returncode == 0 and says in done.stdout and done.stderr == ""
 
 
-@pytest.mark.parametrize(("command", "extra"), [("cloud", "edgefm[cloud]"), ("demo", "edgefm[demo]")])
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [("cloud", "edgefm[cloud]"), ("demo", "edgefm[demo]"), ("students export .", "edgefm[cloud]")],
+)
 def test_what_needs_more_packages_says_which(device, tmp_path, command, extra):
-    done = _run([device / "edgefm", command], tmp_path)
+    done = _run([device / "edgefm", *command.split()], tmp_path)
     assert done.returncode == 3 and done.stdout == ""
     assert extra in done.stderr and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -20,12 +20,14 @@ class FoundationModel(Protocol):
         dim: D, the dimension of the joint space.
         input_size: side of the square the image tower sees, in pixels.
         unknown_floor: below this best similarity a sample has no label in the pool; -1 turns it off.
+        temperature: softmax(similarities / temperature) is how sure the model is of each label of a pool.
     """
 
     name: str
     dim: int
     input_size: int
     unknown_floor: float
+    temperature: float
 
     def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """B images -> (B, D) float32, L2-normalised."""
@@ -52,6 +54,7 @@ def build_pool(model: FoundationModel, labels: Sequence[str]) -> LabelPool:
         embeddings=model.embed_labels(cleaned),
         foundation_model=model.name,
         unknown_floor=model.unknown_floor,
+        temperature=model.temperature,
         warnings=tuple(model.label_warnings(cleaned)),
     )
 

@@ -66,6 +66,7 @@ class OpenClip:
         self._preprocess = Preprocess(
             self.input_size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"]
         )
+        self.temperature = 1 / self._model.logit_scale.exp().item()  # pyright: ignore
         self.dim = self._embed_text(["a"]).shape[1]
 
     @classmethod

@@ -265,6 +265,7 @@ class RecognizeResponse(_message.Message):
     POOL_VERSION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     MARGIN_FIELD_NUMBER: _builtins.int
+    EDGE_SIMILARITY_FIELD_NUMBER: _builtins.int
     SAMPLES_LABELLED_FIELD_NUMBER: _builtins.int
     query_id: _builtins.int
     unknown: _builtins.bool
@@ -278,6 +279,8 @@ class RecognizeResponse(_message.Message):
     pool_version: _builtins.str
     margin: _builtins.float
     """top-1 minus top-2 similarity"""
+    edge_similarity: _builtins.float
+    """the FM's, of the request's edge_label; unset when the pool has no such label"""
     samples_labelled: _builtins.int
     """samples of this environment ever labelled by the FM and kept, also those evicted since"""
     @_builtins.property
@@ -300,13 +303,16 @@ class RecognizeResponse(_message.Message):
         pool_version: _builtins.str = ...,
         error: Global___QueryError | None = ...,
         margin: _builtins.float = ...,
+        edge_similarity: _builtins.float | None = ...,
         samples_labelled: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_edge_similarity", b"_edge_similarity", "edge_similarity", b"edge_similarity", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "compute_ms", b"compute_ms", "error", b"error", "margin", b"margin", "matches", b"matches", "pool_version", b"pool_version", "query_id", b"query_id", "queue_ms", b"queue_ms", "samples_labelled", b"samples_labelled", "unknown", b"unknown"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_edge_similarity", b"_edge_similarity", "batch_size", b"batch_size", "compute_ms", b"compute_ms", "edge_similarity", b"edge_similarity", "error", b"error", "margin", b"margin", "matches", b"matches", "pool_version", b"pool_version", "query_id", b"query_id", "queue_ms", b"queue_ms", "samples_labelled", b"samples_labelled", "unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__edge_similarity: _TypeAlias = _typing.Literal["edge_similarity"]  # noqa: Y015
+    _WhichOneofArgType__edge_similarity: _TypeAlias = _typing.Literal["_edge_similarity", b"_edge_similarity"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__edge_similarity) -> _WhichOneofReturnType__edge_similarity | None: ...
 
 Global___RecognizeResponse: _TypeAlias = RecognizeResponse  # noqa: Y015
 

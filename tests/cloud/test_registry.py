@@ -21,6 +21,7 @@ def new_manifest(environment: str = "yard", parent: int | None = None) -> Studen
         parent=parent,
         profile="lite0-64",
         preprocess=Preprocess(64),
+        temperature=0.05,
         embedding_dim=8,
         foundation_model="fm",
         pool_version="p",
@@ -28,7 +29,7 @@ def new_manifest(environment: str = "yard", parent: int | None = None) -> Studen
         agreement=None,
         parent_agreement=None,
         method="test",
-        calibration=Calibration(margins=[0.1], agrees=[True], propensities=[1.0]),
+        calibration=Calibration(margins=[0.1], agreements=[True], propensities=[1.0]),
         files=[],
         created_at="2026-01-01T00:00:00+00:00",
     )

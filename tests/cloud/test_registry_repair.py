@@ -26,6 +26,7 @@ def registry(tmp_path: Path) -> Registry:
         parent=None,
         profile="lite0-64",
         preprocess=Preprocess(64),
+        temperature=0.05,
         embedding_dim=8,
         foundation_model="fm",
         pool_version="p",

@@ -260,6 +260,6 @@ def test_recent_samples_can_be_asked_for(tmp_path: Path):
     with sqlite3.connect(tmp_path / "samples.db") as db:
         db.execute("UPDATE samples SET received_at = 10 WHERE sha256 IN (SELECT sha256 FROM samples LIMIT 2)")
     db.close()
-    assert store.count("yard", since=11) == 3 == len(store.samples("yard", since=11).sha256)
+    assert store.count("yard", since=11) == 3
     assert store.count("yard") == 5
     store.close()

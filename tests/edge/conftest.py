@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+import grpc
+import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 from edgefm.cloud.config import CloudConfig, CustomizationConfig
 from edgefm.cloud.registry import Registry
 from edgefm.cloud.server import CloudServer
-from edgefm.edge.sources import Frame
+from edgefm.edge.cloud_client import CloudClient
+from edgefm.edge.frames import Frame
+from edgefm.edge.records import Answer
 from edgefm.models.images import encode_jpeg
 from edgefm.models.student_graph import HEAD_FILE, Head
-from edgefm.models.versions import StudentManifest
+from edgefm.models.versions import GRAPH_FILE, StudentManifest
+from edgefm.proto.limits import SERVER_OPTIONS
+from edgefm.proto.v1 import edgefm_pb2 as pb
+from edgefm.proto.v1 import edgefm_pb2_grpc as rpc
+
+M = TypeVar("M")
 
 LABELS = ("cat", "coffee cup", "rocket", "motorcycle", "daisy")
 
@@ -34,7 +48,10 @@ def until() -> Callable[..., None]:
 
 
 class CloudThread:
-    """`start` and `stop` as often as wanted; the port and the data stay the same. It never learns by itself."""
+    """`start` and `stop` as often as wanted; the port and the data stay the same. It never learns by itself.
+
+    Tests share one: each module has its own environments.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -72,12 +89,25 @@ class CloudThread:
 
     def publish_successor(self, environment: str) -> StudentManifest:
         """Another version with a head of its own; `Operator.rollback` to its number makes the cloud announce it."""
-        current = self.registry.current(environment)
-        old = next(ref for ref in current.files if ref.name == HEAD_FILE)
-        head = Head.from_bytes(self.registry.blob_path(old.sha256).read_bytes(), current.embedding_dim)
+        head = self.head(environment)
         scale = 2.0 ** -(1 + len(self.registry.versions(environment)))
-        data = Head(head.weight * scale, head.bias * scale).to_bytes()  # the same answers, other bytes
-        return self.registry.publish(current.model_copy(update={"parent": current.version}), {HEAD_FILE: data})
+        # The same answers, other bytes.
+        return self.publish(environment, {HEAD_FILE: Head(head.weight * scale, head.bias * scale).to_bytes()})
+
+    def head(self, environment: str) -> Head:
+        current = self.registry.current(environment)
+        ref = next(ref for ref in current.files if ref.name == HEAD_FILE)
+        return Head.from_bytes(self.registry.blob_path(ref.sha256).read_bytes(), current.embedding_dim)
+
+    def graph(self, environment: str) -> bytes:
+        ref = next(ref for ref in self.registry.current(environment).files if ref.name == GRAPH_FILE)
+        return self.registry.blob_path(ref.sha256).read_bytes()
+
+    def publish(self, environment: str, files: dict[str, bytes], **changes: object) -> StudentManifest:
+        """A successor with other files and other words in its manifest."""
+        current = self.registry.current(environment)
+        changes = {"parent": current.version, **changes}
+        return self.registry.publish(current.model_copy(update=changes), files)
 
     def announce(self, manifest: StudentManifest) -> None:
         """Makes a version current without looking at its files, as if they went bad right afterwards."""
@@ -90,7 +120,7 @@ class CloudThread:
         self._loop.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cloud(tmp_path_factory) -> Iterator[CloudThread]:
     thread = CloudThread(tmp_path_factory.mktemp("cloud"))
     try:
@@ -101,6 +131,62 @@ def cloud(tmp_path_factory) -> Iterator[CloudThread]:
         thread.close()
 
 
+class ScriptedCloud(rpc.EdgeFMServicer):
+    """A real gRPC server without an FM, for what a healthy cloud seldom does. A test sets how it answers.
+
+    Attributes:
+        answer: to a query.
+        upload: to an upload, given its requests so far; may abort the call.
+        seen: every message, in order of arrival.
+    """
+
+    def __init__(self) -> None:
+        self.answer: Callable[[pb.RecognizeRequest], pb.RecognizeResponse] = lambda request: pb.RecognizeResponse(
+            query_id=request.query_id, matches=[pb.Match(label="cat", similarity=0.5)], pool_version="p"
+        )
+        self.upload: Callable[[list[pb.UploadRequest], grpc.ServicerContext], pb.UploadResponse] = lambda requests, _: (
+            pb.UploadResponse(acks=[pb.UploadAck(upload_id=r.upload_id) for r in requests])
+        )
+        self.seen: list[object] = []
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        self.server = grpc.server(ThreadPoolExecutor(8), options=SERVER_OPTIONS)
+        rpc.add_EdgeFMServicer_to_server(self, self.server)
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self.server.start()
+
+    def stop(self) -> None:
+        self.server.stop(0).wait()
+
+    def of(self, kind: type[M]) -> list[M]:
+        return [message for message in self.seen if isinstance(message, kind)]
+
+    def Recognize(self, request_iterator, context):  # noqa: N802
+        for request in request_iterator:
+            self.seen.append(request)
+            yield self.answer(request)
+
+    def Upload(self, request_iterator, context):  # noqa: N802
+        requests = []
+        for request in request_iterator:
+            self.seen.append(request)
+            requests.append(request)
+        return self.upload(requests, context)
+
+    def Report(self, request, context):  # noqa: N802
+        self.seen.append(request)
+        return pb.ReportResponse()
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedCloud]:
+    server = ScriptedCloud()
+    yield server
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def jpegs(make_picture) -> list[bytes]:
     return [encode_jpeg(make_picture(seed)) for seed in range(80)]
@@ -109,3 +195,89 @@ def jpegs(make_picture) -> list[bytes]:
 @pytest.fixture(scope="session")
 def frames(jpegs) -> Callable[[int], list[Frame]]:
     return lambda count: [Frame(f"{i:03d}", data) for i, data in enumerate(jpegs[:count])]
+
+
+@pytest.fixture
+def answer() -> Answer:
+    """One of many digits and another alphabet's letters."""
+    return Answer(
+        sample_id="a/ü.jpg",
+        environment="yard",
+        label="café",
+        similarity=0.123456789,
+        margin=0.05,
+        route="cloud",
+        reason="margin",
+        edge_label="tea",
+        edge_margin=0.01,
+        threshold=0.2,
+        decode_ms=1.0,
+        preprocess_ms=2.0,
+        student_ms=3.0,
+        transit_ms=40.0,
+        queue_ms=5.0,
+        compute_ms=6.0,
+        total_ms=57.0,
+        predicted_ms=60.0,
+        bytes_sent=4321,
+        student_version=3,
+        pool_version="0123456789abcdef",
+        bandwidth_mbps=4.5,
+        time_s=12.25,
+        samples_labelled=77,
+    )
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def connect(cloud):
+    """Makes clients that are closed in the end; registered unless told otherwise."""
+    clients = []
+
+    def make(environment: str, deadline_ms: float = 30_000, register: bool = True) -> CloudClient:
+        client = CloudClient(cloud.target, "tester", environment, deadline_ms)
+        clients.append(client)
+        if register:
+            client.register((), "", 60.0)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(scope="session")
+def failing_on() -> Callable[[bytes, float], bytes]:
+    """A graph with a node that fails on some frames: an index out of bounds when the image is brighter than that."""
+
+    def change(graph: bytes, brightness: float) -> bytes:
+        model = onnx.ModelProto.FromString(graph)
+        (embeddings,) = [node for node in model.graph.node if "embeddings" in node.output]
+        embeddings.output[:] = ["whole"]
+        node = onnx.helper.make_node
+        model.graph.initializer.extend(
+            [
+                onnx.numpy_helper.from_array(np.array(brightness, np.float32), "t.limit"),
+                onnx.numpy_helper.from_array(np.array([7], np.int64), "t.far"),
+                onnx.numpy_helper.from_array(np.array([0.0], np.float32), "t.zeros"),
+            ]
+        )
+        model.graph.node.extend(
+            [
+                node("ReduceMean", ["images"], ["t.mean"], keepdims=0),
+                node("Greater", ["t.mean", "t.limit"], ["t.bright"]),
+                node("Cast", ["t.bright"], ["t.one"], to=onnx.TensorProto.INT64),
+                node("Mul", ["t.one", "t.far"], ["t.index"]),
+                node("Gather", ["t.zeros", "t.index"], ["t.zero"]),
+                node("Add", ["whole", "t.zero"], ["embeddings"]),
+            ]
+        )
+        return model.SerializeToString()
+
+    return change

@@ -6,17 +6,21 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from edgefm.edge.agent import Agent, Summary
 from edgefm.edge.config import AgentConfig, SwitcherConfig
+from edgefm.edge.frames import Frame, Unreadable
 from edgefm.edge.operator import Operator
-from edgefm.edge.records import Answer, JsonLines
-from edgefm.edge.sources import Frame, frames_of
-from edgefm.models.errors import CloudError, InputError, StoreError
-from edgefm.models.versions import Calibration
+from edgefm.edge.records import Answer
+from edgefm.edge.sinks import JsonLines
+from edgefm.edge.sources import frames_of
+from edgefm.models.errors import CloudError, InputError, ModelError, StoreError
+from edgefm.models.versions import GRAPH_FILE, Calibration
 from edgefm.proto.limits import MAX_IMAGE_BYTES
+from PIL import Image
 
 LOCAL = SwitcherConfig(objective="latency_bound", latency_bound_ms=0.001, audit_share=0.0)
 """Infeasible: the edge answers everything."""
@@ -37,7 +41,7 @@ def configure(cloud, tmp_path):
     return make
 
 
-def run(config: AgentConfig, source: Iterable[Frame]) -> tuple[Summary, list[Answer]]:
+def run(config: AgentConfig, source: Iterable[Frame | Unreadable]) -> tuple[Summary, list[Answer]]:
     answers: list[Answer] = []
     with Agent(config) as agent:
         agent.run(source, answers.append)
@@ -103,9 +107,11 @@ def test_the_audits_share_reaches_the_store(cloud, configure, frames):
 def test_an_unreadable_frame_is_counted_and_the_rest_answered(configure, frames):
     stream = frames(12)
     stream[3], stream[7] = Frame("003", b"no image"), Frame("007", stream[7].encoded[:200])
-    summary, answers = run(configure(), stream)
+    source = [*stream, Unreadable("012", "cannot-read", "the disk refused")]
+    summary, answers = run(configure(), source)
     check_complete(summary, answers, [frame for i, frame in enumerate(stream) if i not in (3, 7)])
-    assert summary.unreadable == 2
+    assert (summary.frames, summary.unreadable) == (13, 3)
+    assert summary.unreadable_by_reason == {"not-an-image": 1, "truncated": 1, "cannot-read": 1}
 
 
 def test_frames_of_a_python_iterator(configure, make_picture):
@@ -209,7 +215,7 @@ def test_a_calibration_made_with_another_pool_is_no_evidence(cloud, configure, u
     with Agent(configure("calibrated")) as agent:
         pool = agent._running.pool.version
     manifest = cloud.registry.current("calibrated")
-    calibration = Calibration(margins=[0.1] * 300, agrees=[True] * 300, propensities=[1.0] * 300)
+    calibration = Calibration(margins=[0.1] * 300, agreements=[True] * 300, propensities=[1.0] * 300)
     learned = cloud.registry.publish(manifest.model_copy(update={"parent": 0, "calibration": calibration}), {})
     with Operator(cloud.target) as operator:
         operator.rollback("calibrated", learned.version)
@@ -222,7 +228,114 @@ def test_a_calibration_made_with_another_pool_is_no_evidence(cloud, configure, u
         assert agent._switcher._evidence._prior.shape == (3, 0)
 
 
+def test_a_student_that_fails_on_a_frame_is_gone_back_from_and_the_frame_answered(
+    cloud, configure, frames, failing_on, until
+):
+    """It has passed all tests: the frames that it fails on come later."""
+    stream = frames(30)
+    bright = Image.new("RGB", (64, 64), (250, 250, 250))
+    stream[20] = Frame("020", bright)
+    config = configure("failing", switcher=LOCAL)
+    run(config, stream[:2])
+    bad = cloud.publish("failing", {GRAPH_FILE: failing_on(cloud.graph("failing"), 0.9)})
+
+    def source() -> Iterator[Frame]:
+        yield from stream[:10]
+        with Operator(cloud.target) as operator:
+            operator.rollback("failing", bad.version)
+        until(lambda: agent._updater._ready is not None)
+        yield from stream[10:]
+
+    answers: list[Answer] = []
+    with Agent(config) as agent:
+        summary = agent.run(source(), answers.append)
+        until(lambda: not agent._updater._state.refusals.unreported())
+    check_complete(summary, answers, stream)
+    assert [answer.student_version for answer in answers] == [0] * 10 + [1] * 10 + [0] * 10
+    assert summary.refused[0].startswith("student version 1: failed: the model failed") and summary.swaps == 2
+    with Agent(config) as agent:  # nor in a later life, though the cloud still offers it
+        assert agent._running.student.manifest.version == 0 and agent._updater.refused == []
+
+
+def test_a_student_that_fails_with_none_before_it_ends_the_run_with_its_error(cloud, configure, frames, failing_on):
+    config = configure("failing-alone", switcher=LOCAL)
+    run(config, frames(1))
+    bad = cloud.publish("failing-alone", {GRAPH_FILE: failing_on(cloud.graph("failing-alone"), 0.9)})
+    with Operator(cloud.target) as operator:
+        operator.rollback("failing-alone", bad.version)
+    fresh = replace(config, state_dir=config.state_dir / "fresh")
+    bright = Frame("bright", Image.new("RGB", (64, 64), (250, 250, 250)))
+    with Agent(fresh) as agent, pytest.raises(ModelError, match="out of data bounds"):
+        agent.run([bright], lambda answer: None)
+
+
+def test_a_second_agent_on_the_same_state_is_told_so(configure):
+    with Agent(configure()), pytest.raises(StoreError, match="another agent is using the state folder"):
+        Agent(configure())
+    with Agent(configure()):  # the first has let go of it
+        pass
+
+
+# ---- what is uploaded
+
+
+def test_with_upload_all_the_cloud_gets_every_sample_with_propensity_one(cloud, configure, frames):
+    """Audits too: all samples reach the cloud, so that none stands for others."""
+    audited = SwitcherConfig(objective="latency_bound", latency_bound_ms=0.001, audit_share=0.3)
+    summary, _ = run(configure("all", switcher=audited, upload="all"), frames(30))
+    stored = cloud.server.environments.store.samples("all")
+    assert summary.edge > 10 and summary.cloud > 3 and summary.uploads_left == 0
+    assert len(stored.propensities) == 30 and set(stored.propensities) == {1.0}
+
+
+def test_what_an_agent_could_not_hand_over_the_next_one_does(cloud, configure, frames):
+    stream = frames(20)
+    run(configure("later"), stream[:1])
+    cloud.stop()
+    try:
+        summary, answers = run(configure("later", connect_timeout_s=0.3), stream)
+    finally:
+        cloud.start()
+    check_complete(summary, answers, stream)
+    assert (summary.fallback, summary.uploads_left, summary.uploads_dropped) == (20, 20, 0)
+    before = cloud.samples("later")
+    summary, _ = run(configure("later", switcher=LOCAL), stream[:1])
+    assert summary.uploads_left == 0 and cloud.samples("later") == before + 19  # one was known already
+
+
 # ---- the cloud goes away
+
+
+def test_a_cloud_that_lost_its_data_gets_the_device_and_its_labels_back(cloud, configure, frames, until, tmp_path):
+    stream = [Frame(f"{lap}{frame.sample_id}", frame.content) for lap in range(2) for frame in frames(20)]
+    config = configure("lost")
+    data_dir = cloud.data_dir
+    with Agent(config), Operator(cloud.target) as operator:
+        operator.add_labels("lost", ["kettle"])
+
+    def source() -> Iterator[Frame]:
+        yield from stream[:20]
+        until(lambda: agent._link.pending == 0)
+        cloud.stop()
+        cloud.data_dir = tmp_path / "afresh"
+        cloud.start()
+        until(lambda: "lost" in cloud.registry.environments() and _reachable(agent))
+        until(lambda: agent._updater._ready is not None)
+        yield from stream[20:]
+
+    answers: list[Answer] = []
+    try:
+        with Agent(config) as agent:
+            labels = agent._running.pool.labels
+            summary = agent.run(source(), answers.append)
+            assert set(agent._running.pool.labels) == set(labels) and "kettle" in labels
+        assert cloud.samples("lost") == 20
+    finally:
+        cloud.stop()
+        cloud.data_dir = data_dir
+        cloud.start()
+    check_complete(summary, answers, stream)
+    assert [answer.route for answer in answers] == ["cloud"] * 40
 
 
 def test_a_cloud_that_goes_in_mid_run_costs_no_answer_and_is_used_again_when_back(cloud, configure, frames, until):

@@ -1,24 +1,23 @@
-"""The device's end of the contract against a real cloud: client, uploader, updater."""
+"""The device's end of the contract against a real cloud: client."""
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
+import grpc
 import pytest
-from edgefm.edge.cloud_client import CloudAnswer, CloudClient
-from edgefm.edge.local_state import LocalState
+from edgefm.edge.cloud_client import CloudClient, UploadResult
 from edgefm.edge.operator import Operator
-from edgefm.edge.updater import Running, Updater
-from edgefm.edge.uploader import Uploader
+from edgefm.edge.queries import CloudAnswer, StudentAnswer
+from edgefm.edge.refusals import Refusal
 from edgefm.models.errors import CloudError, DeadlineError, InputError
 from edgefm.models.pool import LabelPool
-from edgefm.models.versions import BlobRef, StudentManifest, sha256_hex
+from edgefm.models.versions import BlobRef, sha256_hex
 from edgefm.proto.limits import MAX_IMAGE_BYTES
+from edgefm.proto.v1 import edgefm_pb2 as pb
 
 STALL_S = 10.0
 
@@ -39,23 +38,6 @@ class Answers:
         with self._came:
             assert self._came.wait_for(lambda: len(self.results) >= count, timeout_s), self.results
             return list(self.results)
-
-
-@pytest.fixture
-def connect(cloud):
-    """Makes clients that are closed in the end; registered unless told otherwise."""
-    clients = []
-
-    def make(environment: str, deadline_ms: float = 30_000, register: bool = True) -> CloudClient:
-        client = CloudClient(cloud.target, "tester", environment, deadline_ms)
-        clients.append(client)
-        if register:
-            client.register((), "", 60.0)
-        return client
-
-    yield make
-    for client in clients:
-        client.close()
 
 
 def test_nothing_under_edge_imports_torch():
@@ -87,11 +69,11 @@ def test_a_registration_that_the_cloud_refuses(connect):
 
 
 def test_a_query_is_answered_with_what_it_took(connect, cloud, jpegs):
-    client, answers = connect("yard"), Answers()
-    before = cloud.samples("yard")
+    client, answers = connect("asking"), Answers()
+    before = cloud.samples("asking")
     ids = [client.query(image, 1.0, answers) for image in jpegs[:8]]
     assert len(set(ids)) == 8
-    floor = cloud.server.environments.pool("yard")[0].unknown_floor
+    floor = cloud.server.environments.pool("asking")[0].unknown_floor
     for answer in answers.wait(8):
         assert isinstance(answer, CloudAnswer)
         assert len(answer.labels) == len(answer.similarities) == 5
@@ -99,19 +81,19 @@ def test_a_query_is_answered_with_what_it_took(connect, cloud, jpegs):
         assert list(answer.similarities) == sorted(answer.similarities, reverse=True)
         assert answer.margin == pytest.approx(answer.similarities[0] - answer.similarities[1], abs=1e-6)
         assert answer.compute_ms > 0 and answer.queue_ms >= 0 and answer.pool_version
-    assert cloud.samples("yard") == before + 8 == max(answer.samples_labelled for answer in answers.results)
+    assert cloud.samples("asking") == before + 8 == max(answer.samples_labelled for answer in answers.results)
     assert client.available
 
 
 def test_a_query_that_is_not_to_be_kept_is_not(connect, cloud, jpegs):
-    client, answers = connect("yard"), Answers()
-    before = cloud.samples("yard")
+    client, answers = connect("asking"), Answers()
+    before = cloud.samples("asking")
     client.query(jpegs[70], 1.0, answers, keep=False)
-    assert isinstance(answers.wait(1)[0], CloudAnswer) and cloud.samples("yard") == before
+    assert isinstance(answers.wait(1)[0], CloudAnswer) and cloud.samples("asking") == before
 
 
 def test_a_bad_image_costs_its_own_answer_only(connect, jpegs):
-    client, bad, good = connect("yard"), Answers(), Answers()
+    client, bad, good = connect("asking"), Answers(), Answers()
     client.query(b"no image", 1.0, bad)
     client.query(jpegs[0], 1.0, good)
     (error,) = bad.wait(1)
@@ -120,7 +102,7 @@ def test_a_bad_image_costs_its_own_answer_only(connect, jpegs):
 
 
 def test_a_deadline_of_one_millisecond_passes(connect, jpegs):
-    client, answers = connect("yard", deadline_ms=1.0), Answers()
+    client, answers = connect("asking", deadline_ms=1.0), Answers()
     started = time.monotonic()
     for image in jpegs[:5]:
         client.query(image, 1.0, answers)
@@ -140,7 +122,7 @@ def test_an_environment_that_nobody_registered(connect, jpegs):
 
 
 def test_fetching_goes_on_from_an_offset_and_says_what_is_missing(connect):
-    client = connect("yard")
+    client = connect("asking")
     ref = client.register((), "", 60.0).student.files[0]
     whole = b"".join(client.fetch(ref.sha256, 0, STALL_S))
     assert len(whole) == ref.size_bytes
@@ -152,67 +134,37 @@ def test_fetching_goes_on_from_an_offset_and_says_what_is_missing(connect):
 
 
 def test_the_operator_s_mistakes_are_input_errors(connect, cloud):
-    connect("yard")
+    connect("asking")
     with Operator(cloud.target) as operator:
-        before = operator.list_labels("yard")
+        before = operator.list_labels("asking")
         with pytest.raises(InputError, match="already in the pool"):
-            operator.add_labels("yard", [before.labels[0]])
+            operator.add_labels("asking", [before.labels[0]])
         with pytest.raises(InputError, match="not in the pool"):
-            operator.remove_labels("yard", ["kettle"])
+            operator.remove_labels("asking", ["kettle"])
         with pytest.raises(InputError, match="no parent"):
-            operator.rollback("yard")
-        assert operator.list_labels("yard") == before
+            operator.rollback("asking")
+        assert operator.list_labels("asking") == before
 
 
 # ---- uploads
 
 
 def test_uploads_are_acknowledged_whether_new_known_or_refused(connect, cloud, jpegs):
-    client = connect("yard")
-    before = cloud.samples("yard")
+    client = connect("asking")
+    before = cloud.samples("asking")
     samples = [(jpegs[10], 1.0), (b"no image", 1.0), (jpegs[11], 0.02), (jpegs[10], 1.0)]
-    assert client.upload(samples, 20.0) == [0, 1, 2, 3]
-    assert cloud.samples("yard") == before + 2
-    stored = cloud.server.environments.store.samples("yard")
+    assert client.upload(samples, 20.0).done == (0, 1, 2, 3)
+    assert cloud.samples("asking") == before + 2
+    stored = cloud.server.environments.store.samples("asking")
     propensity = dict(zip(stored.sha256, stored.propensities, strict=True))
     assert propensity[sha256_hex(jpegs[10])] == 1.0 and propensity[sha256_hex(jpegs[11])] == pytest.approx(0.02)
-
-
-def test_the_uploader_empties_its_queue(connect, cloud, jpegs):
-    before, images = cloud.samples("yard"), jpegs[12:40]  # two batches
-    uploader = Uploader(connect("yard"), capacity=100)
-    for image in images:
-        uploader.add(image, 0.1, 1.0)
-    assert uploader.close(20.0) == 0
-    assert cloud.samples("yard") == before + len(images)
-    assert uploader.sent_bytes == sum(map(len, images)) and uploader.dropped == 0
-
-
-def test_a_full_queue_drops_the_most_certain_and_nothing_is_lost_silently(unused_port, jpegs):
-    client = CloudClient(f"127.0.0.1:{unused_port}", "tester", "yard", 1000)
-    uploader = Uploader(client, capacity=5)
-    for i, image in enumerate(jpegs[:20]):
-        uploader.add(image, (7 * i % 20) / 20, 1.0)
-    left = uploader._waiting
-    assert sorted(margin for margin, _, _ in left) == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
-    started = time.monotonic()
-    assert uploader.close(0.3) == 5 and time.monotonic() - started < 5
-    assert uploader.dropped == 15 and uploader.sent_bytes == 0
-    client.close()
 
 
 # ---- the cloud goes away
 
 
-@pytest.fixture
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_no_cloud_is_a_cloud_error_at_once_and_opens_the_circuit(unused_port, jpegs):
-    client, answers = CloudClient(f"127.0.0.1:{unused_port}", "tester", "yard", 10_000), Answers()
+    client, answers = CloudClient(f"127.0.0.1:{unused_port}", "tester", "asking", 10_000), Answers()
     assert client.available
     started = time.monotonic()
     client.query(jpegs[0], 1.0, answers)
@@ -228,8 +180,8 @@ def test_no_cloud_is_a_cloud_error_at_once_and_opens_the_circuit(unused_port, jp
 
 
 def test_queries_under_way_fail_when_the_cloud_goes_and_are_answered_when_it_is_back(connect, cloud, jpegs, until):
-    client, answers = connect("yard"), Answers()
-    before = cloud.samples("yard")
+    client, answers = connect("asking"), Answers()
+    before = cloud.samples("asking")
     client.query(jpegs[50], 1.0, answers)
     assert isinstance(answers.wait(1)[0], CloudAnswer)
     cloud.stop()
@@ -247,122 +199,144 @@ def test_queries_under_way_fail_when_the_cloud_goes_and_are_answered_when_it_is_
         return False
 
     until(asked_again)
-    assert client.available and cloud.samples("yard") == before + 2
+    assert client.available and cloud.samples("asking") == before + 2
 
 
 def test_closing_answers_what_is_under_way(connect, jpegs, until):
-    client, answers = connect("yard"), Answers()
+    client, answers = connect("asking"), Answers()
     for image in jpegs[:20]:
         client.query(image, 1.0, answers)
     client.close()
     assert len(answers.wait(20, 5.0)) == 20
 
 
-# ---- versions
+def test_an_image_at_the_limit_travels(connect, jpegs):
+    """Padding after the end of a JPEG is ignored by decoders."""
+    client, answers = connect("asking"), Answers()
+    client.query(jpegs[0] + bytes(MAX_IMAGE_BYTES - len(jpegs[0])), 1.0, answers)
+    assert isinstance(answers.wait(1)[0], CloudAnswer)
+
+
+# ---- what a healthy cloud seldom does
 
 
 @pytest.fixture
-def updating(cloud, connect, tmp_path):
-    """Starts updaters: (environment) -> (updater, what it loaded first)."""
-    updaters = []
-
-    def start(environment: str) -> tuple[Updater, Running]:
-        client = connect(environment)
-        updater = Updater(client, LocalState(tmp_path / environment, environment), threads=1)
-        registration = client.register((), "", 60.0)
-        running = updater.load(registration.student, registration.pool)
-        updater.start()
-        updaters.append(updater)
-        return updater, running
-
-    yield start
-    for updater in updaters:
-        updater.close()
-
-
-def taken(updater: Updater, until) -> Running:
-    until(lambda: updater._ready is not None)
-    running = updater.take()
-    assert running is not None and updater.take() is None
-    return running
-
-
-def test_an_added_label_comes_as_a_new_pool_beside_the_same_student(updating, cloud, tmp_path, until):
-    updater, running = updating("pools")
-    assert updater.take() is None
-    with Operator(cloud.target) as operator:
-        operator.add_labels("pools", ["kettle"])
-    changed = taken(updater, until)
-    assert changed.student is running.student and changed.pool.labels == (*running.pool.labels, "kettle")
-    last = LocalState(tmp_path / "pools", "pools").last_good()
-    assert last is not None and last[1].sha256 == BlobRef.of("pool.npz", changed.pool.to_bytes()).sha256
-
-
-def test_a_new_version_is_loaded_and_only_its_head_is_fetched(updating, cloud, until):
-    updater, running = updating("versions")
-    received = updater.received_bytes
-    successor = cloud.publish_successor("versions")
-    with Operator(cloud.target) as operator:
-        assert operator.rollback("versions", successor.version) == successor.version
-    changed = taken(updater, until)
-    assert changed.student.manifest == successor and changed.pool is running.pool
-    head = next(ref for ref in successor.files if ref not in running.student.manifest.files)
-    assert updater.received_bytes - received == head.size_bytes < received / 3
-
-
-def test_a_version_that_arrives_corrupt_is_refused_and_a_later_one_taken(updating, cloud, until):
-    updater, running = updating("versions")
-    bad, good = cloud.publish_successor("versions"), cloud.publish_successor("versions")
-    ref = next(ref for ref in bad.files if ref not in running.student.manifest.files)
-    path = cloud.registry.blob_path(ref.sha256)
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with Operator(cloud.target) as operator:
-        cloud.announce(bad)
-        until(lambda: bool(updater.refused))
-        assert updater.take() is None and "is damaged" in updater.refused[0]
-        operator.rollback("versions", good.version)
-    assert taken(updater, until).student.manifest.version == good.version and len(updater.refused) == 1
-
-
-def test_a_pool_of_another_fm_is_refused(cloud, updating, tmp_path, until):
-    """Student and pool that do not speak of the same space never run together, nor are they remembered."""
-    _, running = updating("versions")
-    pool = LabelPool(("a", "b"), running.pool.embeddings[:2, :7].copy(), "another")
-    ref = BlobRef.of("pool.npz", pool.to_bytes())
-
-    class Client(CloudClient):
-        def watch(self) -> Iterator[StudentManifest | BlobRef]:
-            yield ref
-            time.sleep(60)
-
-        def fetch(self, sha256: str, offset: int, stall_timeout_s: float) -> Iterator[bytes]:
-            assert sha256 == ref.sha256
-            yield pool.to_bytes()[offset:]
-
-    state = LocalState(tmp_path / "versions", "versions")
-    last = state.last_good()
-    assert last is not None
-    client = Client(cloud.target, "tester", "versions", 1000)
-    updater = Updater(client, state, threads=1)
-    updater.load(*last)
-    updater.start()
-    until(lambda: bool(updater.refused))
-    assert "another" in updater.refused[0] and updater.take() is None and state.last_good() == last
-    updater.close()
+def client(scripted):
+    client = CloudClient(f"127.0.0.1:{scripted.port}", "tester", "yard", 5000)
+    yield client
     client.close()
 
 
-def test_watching_goes_on_after_the_cloud_was_away(updating, cloud, until):
-    updater, _ = updating("pools")
-    cloud.stop()
-    cloud.start()
-    with Operator(cloud.target) as operator:
-        operator.add_labels("pools", ["teapot"])
-    assert taken(updater, until).pool.labels[-1] == "teapot"
+def test_a_query_carries_what_the_student_said(client, scripted):
+    answers = Answers()
+    client.query(b"a", 0.5, answers, edge=StudentAnswer("cat", 0.25, 3, "0123"))
+    client.query(b"b", 1.0, answers, keep=False)
+    answers.wait(2)
+    said, silent = scripted.of(pb.RecognizeRequest)
+    assert (said.edge_label, said.edge_margin, said.student_version, said.edge_pool_version) == ("cat", 0.25, 3, "0123")
+    assert (said.propensity, said.keep, said.device_id, said.environment) == (0.5, True, "tester", "yard")
+    assert (silent.edge_label, silent.edge_pool_version, silent.keep) == ("", "", False)
 
 
-def test_an_image_at_the_limit_travels(connect, jpegs):
-    """Padding after the end of a JPEG is ignored by decoders."""
-    client, answers = connect("yard"), Answers()
-    client.query(jpegs[0] + bytes(MAX_IMAGE_BYTES - len(jpegs[0])), 1.0, answers)
-    assert isinstance(answers.wait(1)[0], CloudAnswer)
+def fail_with(code: pb.QueryError.Code, retry_after_ms: int = 0):
+    error = pb.QueryError(code=code, message="not now", retry_after_ms=retry_after_ms)
+    return lambda request: pb.RecognizeResponse(query_id=request.query_id, error=error)
+
+
+def test_an_overloaded_cloud_is_left_alone_as_long_as_it_asks(client, scripted, until):
+    answers = Answers()
+    scripted.answer = fail_with(pb.QueryError.CODE_OVERLOADED, retry_after_ms=700)
+    started = time.monotonic()
+    client.query(b"a", 1.0, answers)
+    (error,) = answers.wait(1)
+    assert isinstance(error, CloudError) and "not now" in str(error) and not client.available
+    until(lambda: client.available)
+    assert time.monotonic() - started > 0.7
+
+
+def test_a_cloud_whose_fm_fails_gets_one_probe_after_a_pause(client, scripted, until):
+    answers = Answers()
+    healthy, scripted.answer = scripted.answer, fail_with(pb.QueryError.CODE_INTERNAL)
+    client.query(b"a", 1.0, answers)
+    answers.wait(1)
+    assert not client.available
+    until(lambda: client.available)
+    release = threading.Event()
+
+    def slowly(request: pb.RecognizeRequest) -> pb.RecognizeResponse:
+        release.wait(10)
+        return healthy(request)
+
+    scripted.answer = slowly
+    client.query(b"b", 1.0, answers)
+    assert not client.available  # the probe is out
+    release.set()
+    assert isinstance(answers.wait(2)[1], CloudAnswer) and client.available
+
+
+def test_a_probe_that_is_never_answered_is_given_up(scripted, until):
+    client, answers, release = (
+        CloudClient(f"127.0.0.1:{scripted.port}", "tester", "yard", 300),
+        Answers(),
+        threading.Event(),
+    )
+    scripted.answer = fail_with(pb.QueryError.CODE_INTERNAL)
+    client.query(b"a", 1.0, answers)
+    answers.wait(1)
+    until(lambda: client.available)
+    scripted.answer = lambda request: release.wait(20) and pb.RecognizeResponse(query_id=request.query_id)
+    client.query(b"b", 1.0, answers)
+    assert isinstance(answers.wait(2)[1], DeadlineError)
+    until(lambda: client.available)  # after a longer pause it may be asked again
+    release.set()
+    client.close()
+
+
+def test_a_refused_upload_says_when_to_come_again(client, scripted):
+    def refuse(requests, context: grpc.ServicerContext):
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", "1500"),))
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full")
+
+    scripted.upload = refuse
+    assert client.upload([(b"a", 1.0)], 10.0) == UploadResult((), 1.5)
+
+
+def test_a_report_names_what_was_refused_and_why(client, scripted):
+    heard = threading.Event()
+    refusals = [
+        Refusal(key="a", kind="SLOW", reason="slow here", student_version=0),
+        Refusal(key="b", kind="DAMAGED", reason="no pool", pool_version="0123"),
+    ]
+    client.report(refusals, heard.set)
+    assert heard.wait(10)
+    (report,) = scripted.of(pb.ReportRequest)
+    assert (report.device_id, report.environment) == ("tester", "yard")
+    slow, damaged = report.refusals
+    assert (slow.WhichOneof("what"), slow.student_version, slow.kind) == ("student_version", 0, pb.Refusal.KIND_SLOW)
+    assert (damaged.pool_version, damaged.kind, damaged.reason) == ("0123", pb.Refusal.KIND_DAMAGED, "no pool")
+
+
+def test_interrupting_ends_what_would_wait_long(unused_port):
+    client = CloudClient(f"127.0.0.1:{unused_port}", "tester", "yard", 5000)
+    errors: list[CloudError] = []
+
+    def register() -> None:
+        try:
+            client.register((), "", 60.0)
+        except CloudError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=register)
+    thread.start()
+    time.sleep(0.3)
+    client.interrupt()
+    thread.join(10)
+    assert not thread.is_alive() and len(errors) == 1
+    for late in (
+        lambda: client.register((), "", 60.0),
+        lambda: next(client.watch()),
+        lambda: next(client.fetch("", 0, 1)),
+    ):
+        with pytest.raises(CloudError, match="stopping"):
+            late()
+    client.close()

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from edgefm.edge.local_state import LocalState
-from edgefm.models.errors import CloudError, ModelError, StoreError
+from edgefm.edge.local_state import LocalState, StateLock
+from edgefm.models.errors import CloudError, InputError, ModelError, StoreError
 from edgefm.models.images import Preprocess
 from edgefm.models.pool import LabelPool, normalise
 from edgefm.models.versions import BlobRef, Calibration, StudentManifest
 
 CHUNK = 1000
+POOL = BlobRef.of("pool.npz", b"pool")
 
 
 class Origin:
@@ -41,6 +42,7 @@ def manifest_of(version: int, *refs: BlobRef) -> StudentManifest:
         parent=None,
         profile="lite0-64",
         preprocess=Preprocess(64),
+        temperature=0.05,
         embedding_dim=8,
         foundation_model="test",
         pool_version="0" * 16,
@@ -48,7 +50,7 @@ def manifest_of(version: int, *refs: BlobRef) -> StudentManifest:
         agreement=None,
         parent_agreement=None,
         method="test",
-        calibration=Calibration(margins=[0.25], agrees=[True], propensities=[0.02]),
+        calibration=Calibration(margins=[0.25], agreements=[True], propensities=[0.02]),
         files=list(refs),
         created_at="2026-01-01T00:00:00+00:00",
     )
@@ -124,7 +126,7 @@ def test_a_student_s_files_lie_side_by_side_and_versions_share_blobs(tmp_path, s
         manifest = manifest_of(version, BlobRef.of("student.onnx", graph), BlobRef.of("head.bin", head))
         folder = state.student_folder(manifest, origin)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"student.onnx": graph, "head.bin": head}
-        state.remember_student(manifest)
+        state.remember(manifest, POOL)
     assert len(origin.asked) == 3  # the graph once
     environment = tmp_path / "state" / "environments" / "yard"
     assert [path.name for path in environment.glob("student-*")] == ["student-000001"]
@@ -137,10 +139,8 @@ def test_the_last_good_state_comes_back_and_is_each_environment_s_own(tmp_path, 
     ref = BlobRef.of("pool.npz", pool.to_bytes())
     origin = Origin(pool.to_bytes())
     assert state.load_pool(ref, origin).version == pool.version
-    state.remember_pool(ref)
-    assert state.last_good() is None  # a pool alone is no state
     manifest = manifest_of(7)
-    state.remember_student(manifest)
+    state.remember(manifest, ref)
     again = LocalState(tmp_path / "state", "yard")
     assert again.last_good() == (manifest, ref)
     assert again.load_pool(ref, origin).labels == ("cat", "dog") and origin.asked == [0]
@@ -152,8 +152,7 @@ def test_the_last_good_state_comes_back_and_is_each_environment_s_own(tmp_path, 
     [("student.json", "{"), ("student.json", '{"format": 99}'), ("pool.json", "[]"), ("pool.json", "\0\0")],
 )
 def test_a_damaged_state_is_an_error_and_not_a_fresh_start(tmp_path, state, name, text):
-    state.remember_student(manifest_of(1))
-    state.remember_pool(BlobRef.of("pool.npz", b"pool"))
+    state.remember(manifest_of(1), POOL)
     assert state.last_good() is not None
     (tmp_path / "state" / "environments" / "yard" / name).write_text(text)
     with pytest.raises(ModelError):
@@ -176,3 +175,94 @@ def test_a_disk_that_refuses_is_a_store_error(tmp_path, state):
     (tmp_path / "state" / "environments" / "yard" / "student-000000").write_text("in the way")
     with pytest.raises(StoreError, match="cannot write"):
         state.student_folder(manifest_of(0, ref), Origin(data))
+
+
+# ---- what is kept, and the way back
+
+
+def keep(state: LocalState, version: int, origin: Origin, *blobs: bytes, dim: int = 8) -> StudentManifest:
+    """A version with these files becomes the last good one, with a pool of its own size."""
+    refs = [BlobRef.of(f"{number}.bin", data) for number, data in enumerate(blobs)]
+    manifest = manifest_of(version, *refs).model_copy(
+        update={"embedding_dim": dim, "created_at": f"2026-01-01T00:00:{version:02d}+00:00"}
+    )
+    pool = LabelPool(("cat", "dog"), np.eye(2, dim, dtype=np.float32), "test")
+    ref = BlobRef.of("pool.npz", pool.to_bytes())
+    for data in (*blobs, pool.to_bytes()):
+        origin.blobs[BlobRef.of("x", data).sha256] = data
+    state.student_folder(manifest, origin)
+    state.load_pool(ref, origin)
+    state.remember(manifest, ref)
+    return manifest
+
+
+def blobs_of(root) -> set[bytes]:
+    return {path.read_bytes() for path in (root / "blobs").iterdir()}
+
+
+def test_only_the_running_and_the_previous_version_s_blobs_are_kept(tmp_path, state):
+    root, origin, graph = tmp_path / "state", Origin(), data_of(4000)
+    heads = [data_of(500, seed) for seed in range(1, 6)]
+    for version, head in enumerate(heads):
+        keep(state, version, origin, graph, head)
+        pools = {blob for blob in blobs_of(root) if blob.startswith(b"PK")}
+        assert blobs_of(root) - pools == {graph, *heads[max(version - 1, 0) : version + 1]} and len(pools) == 1
+    (root / "partial" / ("0" * 64)).write_bytes(b"broken off")
+    last, _ = state.last_good() or pytest.fail("nothing remembered")
+    state.remember(last, POOL)  # a new pool only: the download may be the next student's
+    assert any((root / "partial").iterdir())
+    keep(state, 9, origin, graph, data_of(500, 9))
+    assert not any((root / "partial").iterdir())
+
+
+def test_what_another_environment_runs_stays(tmp_path, state):
+    origin, other = Origin(), LocalState(tmp_path / "state", "street")
+    keep(other, 0, origin, data_of(300, 1))
+    for version in range(3):
+        keep(state, version, origin, data_of(300, 10 + version))
+    assert data_of(300, 1) in blobs_of(tmp_path / "state")
+
+
+def test_rolling_back_needs_no_network_and_holds_until_a_newer_version_comes(tmp_path, state):
+    origin = Origin()
+    first, second = (keep(state, version, origin, data_of(500, version)) for version in (1, 2))
+    origin.blobs.clear()
+    assert state.roll_back("it was worse") == (second, first)
+    again = LocalState(tmp_path / "state", "yard")
+    assert again.last_good() is not None and again.last_good()[0] == first
+    older, newer = manifest_of(0), second.model_copy(update={"version": 3})
+    afresh = first.model_copy(update={"created_at": "2026-02-02T00:00:00+00:00"})  # a cloud that counts from 0 again
+    assert [again.refusals.refuses(m) for m in (older, second, newer, afresh)] == [True, True, False, False]
+    (refusal,) = again.refusals.unreported()
+    assert (refusal.kind, refusal.student_version, refusal.reason) == ("ROLLED_BACK", 2, "it was worse")
+    again.refusals.unpin()
+    assert [again.refusals.refuses(m) for m in (older, second)] == [False, True]
+    with pytest.raises(InputError, match="no earlier student"):
+        again.roll_back("further")
+
+
+def test_rolling_back_to_a_damaged_version_changes_nothing(tmp_path, state):
+    origin = Origin()
+    _, second = (keep(state, version, origin, data_of(500, version)) for version in (1, 2))
+    (tmp_path / "state" / "blobs" / BlobRef.of("x", data_of(500, 1)).sha256).write_bytes(b"rotten")
+    with pytest.raises(ModelError, match="missing or damaged on this device"):
+        state.roll_back("it was worse")
+    assert state.last_good() is not None and state.last_good()[0] == second
+    assert not state.refusals.refuses(second)
+
+
+def test_rolling_back_takes_the_previous_pool_where_the_present_one_does_not_fit(state):
+    origin = Origin()
+    first = keep(state, 1, origin, data_of(500, 1), dim=8)
+    before = state.last_good()
+    keep(state, 2, origin, data_of(500, 2), dim=16)
+    state.roll_back("it was worse")
+    assert state.last_good() == before and before is not None and before[0] == first
+
+
+def test_a_state_folder_is_one_process_s(tmp_path):
+    lock = StateLock(tmp_path / "state")
+    with pytest.raises(StoreError, match=r"another agent is using the state folder .*; stop it"):
+        StateLock(tmp_path / "state")
+    lock.release()
+    StateLock(tmp_path / "state").release()

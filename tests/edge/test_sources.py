@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from edgefm.edge.sources import Frame, frames_of, open_source
-from edgefm.models.errors import ImageError, InputError
+from edgefm.edge.frames import Frame, Unreadable, readable
+from edgefm.edge.sources import frames_of, open_source
+from edgefm.models.errors import ConfigError, ImageError, InputError
 from edgefm.models.images import encode_jpeg
 from PIL import Image
 
@@ -69,40 +73,71 @@ def test_a_shuffle_depends_on_contents_and_seed_and_not_on_names(write, contents
     assert len({tuple(order) for order in orders.values()}) > 1
 
 
-def test_no_image_is_an_error_that_says_where(write, contents):
+def test_no_image_is_an_error_at_once_that_says_where(write, contents):
     with pytest.raises(InputError, match=r"no image .* below test/"):
-        list(open_source(write(NAMES, contents), prefix="test/"))
+        open_source(write(NAMES, contents), prefix="test/")
 
 
 def test_an_empty_folder(tmp_path):
     with pytest.raises(InputError, match="no image"):
-        list(open_source(tmp_path))
+        open_source(tmp_path)
 
 
-def test_a_missing_path_is_an_error_at_once(tmp_path):
-    with pytest.raises(InputError, match=r"there is no folder or archive .*nowhere"):
-        open_source(tmp_path / "nowhere")
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.mp4", "nowhere.txt", "camera:", "camera:one", "ftp://host/a"])
+def test_what_is_no_source_is_an_error_at_once_that_says_what_is(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"there is no folder or archive .*; a source is .*camera:NUMBER or rtsp"):
+        open_source(name)
 
 
-def test_what_is_no_tar(tmp_path):
-    path = tmp_path / "photo.tar"
-    path.write_bytes(b"not a tar archive" * 100)
-    with pytest.raises(InputError, match=r"photo\.tar is not a readable tar archive"):
-        list(open_source(path))
+@pytest.mark.parametrize(("name", "data"), [("photo.tar", b"not a tar archive" * 100), ("empty.tar", b"")])
+def test_what_is_no_tar(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"{name} is not a readable tar archive"):
+        open_source(path)
 
 
-@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
-def test_a_truncated_tar_gives_what_came_before_and_then_an_error(tmp_path, contents, kind):
-    path = write_tar(tmp_path / f"a.{kind}", NAMES, contents, "w:gz" if kind == "tar.gz" else "w")
+# ---- damaged archives: what came before is there, and the rest is counted
+
+
+def _member_offsets(contents: list[bytes]) -> list[int]:
+    """Where the headers of a plain archive lie: a header and padded contents each."""
+    sizes = [512 + -(-len(content) // 512) * 512 for content in contents]
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+@pytest.mark.parametrize(
+    ("where", "images"), [(0, 2), (100, 2), (700, 2)], ids=["between members", "in a header", "in a member"]
+)
+def test_a_truncated_tar(tmp_path, contents, where, images):
+    path = write_tar(tmp_path / "a.tar", NAMES, contents)
+    path.write_bytes(path.read_bytes()[: _member_offsets(contents)[2] + where])
+    *frames, rest = open_source(path)
+    assert [frame.content for frame in frames if isinstance(frame, Frame)] == contents[:images]
+    assert isinstance(rest, Unreadable) and (rest.sample_id, rest.reason) == ("a.tar", "truncated")
+    assert rest.detail.startswith(f"{path} cannot be read past its image {images}: ")
+
+
+def test_a_tar_with_a_damaged_header_in_the_middle(tmp_path, contents):
+    """tarfile itself takes it for the end."""
+    path = write_tar(tmp_path / "a.tar", NAMES, contents)
+    data = bytearray(path.read_bytes())
+    start = _member_offsets(contents)[3]
+    data[start : start + 512] = np.random.default_rng(0).bytes(512)
+    path.write_bytes(data)
+    *frames, rest = open_source(path)
+    assert [frame.content for frame in frames if isinstance(frame, Frame)] == contents[:3]
+    assert isinstance(rest, Unreadable) and rest.reason == "damaged" and f"at byte {start}" in rest.detail
+
+
+def test_a_truncated_compressed_tar(tmp_path, contents):
+    path = write_tar(tmp_path / "a.tar.gz", NAMES, contents, "w:gz")
     data = path.read_bytes()
-    # Into the third member of a plain archive: a header and padded contents each.
-    offset = sum(512 + -(-len(c) // 512) * 512 for c in contents[:2]) + 700 if kind == "tar" else len(data) * 2 // 3
-    path.write_bytes(data[:offset])
-    got = []
-    with pytest.raises(InputError, match="not a readable tar archive"):
-        for frame in open_source(path):
-            got += [frame.content]
-    assert got == contents[: len(got)] and 1 <= len(got) < 5
+    path.write_bytes(data[: len(data) * 2 // 3])
+    *frames, rest = open_source(path)
+    assert [frame.content for frame in frames if isinstance(frame, Frame)] == contents[: len(frames)]
+    assert 1 <= len(frames) < 5 and isinstance(rest, Unreadable) and rest.reason == "truncated"
 
 
 def test_a_damaged_compressed_tar(tmp_path):
@@ -113,16 +148,115 @@ def test_a_damaged_compressed_tar(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2 :] = np.random.default_rng(1).bytes(len(data) - len(data) // 2)
     path.write_bytes(data)
-    with pytest.raises(InputError, match="not a readable tar archive"):
-        list(open_source(path))
+    *frames, rest = open_source(path)
+    assert len(frames) < 5 and isinstance(rest, Unreadable) and rest.reason == "damaged"
+
+
+def test_data_that_must_be_whole_is_refused(tmp_path, contents):
+    path = write_tar(tmp_path / "a.tar", NAMES, contents)
+    assert [frame.content for frame in readable(open_source(path))] == contents
+    path.write_bytes(path.read_bytes()[:-10_240])
+    with pytest.raises(InputError, match=r"a\.tar is unreadable \(truncated\): .*cannot be read past"):
+        list(readable(open_source(path)))
+
+
+# ---- files that cannot be read: counted, and the run goes on
 
 
 def test_a_file_that_goes_away(tmp_path, contents):
     source = open_source(write_folder(tmp_path / "images", NAMES, contents))
     assert next(source).sample_id == sorted(NAMES)[0]
-    (tmp_path / "images" / NAMES[-1]).unlink()
-    with pytest.raises(InputError, match=r"cannot read .*5\.jpg"):
-        list(source)
+    (tmp_path / "images" / NAMES[1]).unlink()
+    items = list(source)
+    assert [item.sample_id for item in items] == sorted(NAMES)[1:]
+    (lost,) = (item for item in items if isinstance(item, Unreadable))
+    assert (lost.sample_id, lost.reason) == (NAMES[1], "cannot-read")
+    assert lost.detail == f"cannot read {tmp_path / 'images' / NAMES[1]}: No such file or directory"
+
+
+def test_what_is_no_file_and_links_to_nowhere(tmp_path, contents):
+    root = write_folder(tmp_path / "images", NAMES, contents)
+    (root / "a.jpg").symlink_to(root / "nowhere.jpg")
+    os.mkfifo(root / "b.jpg")  # reading it would wait for a writer
+    items = list(open_source(root))
+    reasons = {item.sample_id: item.reason for item in items if isinstance(item, Unreadable)}
+    assert reasons == {"a.jpg": "cannot-read", "b.jpg": "cannot-read"} and len(items) == len(NAMES) + 2
+
+
+@pytest.fixture
+def as_ordinary_user() -> Iterator[Path]:
+    """A folder that an ordinary user can reach; for root no permission holds, so that root is nobody meanwhile."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+        (folder / "images" / "val").chmod(0o700)
+
+
+def test_a_file_and_a_folder_without_permission(as_ordinary_user, contents):
+    root = write_folder(as_ordinary_user / "images", NAMES, contents)
+    (root / NAMES[0]).chmod(0)
+    (root / "val").chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        items = list(open_source(root))
+    finally:
+        os.seteuid(user)
+    lost = {item.sample_id: (item.reason, item.detail) for item in items if isinstance(item, Unreadable)}
+    assert lost == {
+        NAMES[0]: ("cannot-read", f"cannot read {root / NAMES[0]}: Permission denied"),
+        "val/": ("cannot-read", f"cannot open the folder {root / 'val'}: Permission denied"),
+    }
+    assert [item.sample_id for item in items if isinstance(item, Frame)] == sorted(NAMES[1:3])
+
+
+# ---- lists
+
+
+def test_a_list_of_paths(tmp_path, contents):
+    root = write_folder(tmp_path / "images", NAMES, contents)
+    elsewhere = tmp_path / "elsewhere.bin"  # a list is explicit: it takes any name
+    elsewhere.write_bytes(contents[0])
+    path = tmp_path / "list.txt"
+    lines = ["# a comment", "", f"images/{NAMES[4]}", f"  images/{NAMES[0]}  ", "gone.jpg", str(elsewhere), "images"]
+    path.write_text("\n".join(lines), encoding="utf-8-sig")
+    items = list(open_source(path))
+    assert [item.sample_id for item in items] == [line.strip() for line in lines[2:]]
+    assert [item.content for item in items if isinstance(item, Frame)] == [contents[4], contents[0], contents[0]]
+    lost = [item for item in items if isinstance(item, Unreadable)]
+    assert [(item.sample_id, item.reason) for item in lost] == [("gone.jpg", "cannot-read"), ("images", "cannot-read")]
+    assert "No such file" in lost[0].detail and "is not a file" in lost[1].detail
+    chosen = open_source(path, prefix="images/val")
+    assert [item.sample_id for item in chosen] == [f"images/{NAMES[4]}"]
+    assert (root / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"), [(b"# nothing\n\n", "no image"), (b"caf\xe9.jpg\n", "not a list of paths in UTF-8")]
+)
+def test_a_list_without_a_path(tmp_path, data, says):
+    path = tmp_path / "list.txt"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=says):
+        open_source(path)
+
+
+def test_a_shuffled_list_keeps_what_cannot_be_read(tmp_path, contents):
+    write_folder(tmp_path, NAMES, contents)
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(["gone.jpg", *NAMES]))
+    items = list(open_source(path, shuffle_seed=0))
+    assert isinstance(items[-1], Unreadable) and {item.sample_id for item in items[:-1]} == set(NAMES)
+
+
+def test_a_stride_is_for_videos(tmp_path, contents):
+    with pytest.raises(ConfigError, match="stride counts the frames of a video file"):
+        open_source(write_folder(tmp_path, NAMES, contents), stride=2)
+
+
+# ---- Python iterators
 
 
 def test_frames_of_images_arrays_and_bytes(make_picture):
@@ -169,5 +303,6 @@ def test_pictures_of_any_mode_can_be_seen_and_sent(make_picture, mode):
 
 def test_damaged_bytes_are_an_image_error_when_they_are_looked_at(jpegs):
     frame = next(frames_of([jpegs[0][:100]]))
-    with pytest.raises(ImageError, match="100 bytes"):
+    with pytest.raises(ImageError, match="100 bytes") as refused:
         _ = frame.image
+    assert refused.value.reason == "truncated"

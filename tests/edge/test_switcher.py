@@ -34,7 +34,7 @@ class Stream:
 
 def calibration(count: int) -> Calibration:
     margins = np.random.default_rng(9).random(count)
-    return Calibration(margins=margins.tolist(), agrees=(margins > 0.3).tolist(), propensities=[1.0] * count)
+    return Calibration(margins=margins.tolist(), agreements=(margins > 0.3).tolist(), propensities=[1.0] * count)
 
 
 def test_a_cold_start_asks_the_cloud_until_evidence_fills_and_then_the_margin_decides():

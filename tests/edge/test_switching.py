@@ -66,7 +66,7 @@ def test_agreement_is_estimated_from_a_biased_stream():
 
 def test_cold_start_goes_to_the_cloud_and_a_calibration_shortens_it():
     rng = np.random.default_rng(0)
-    calibration = Calibration(margins=rng.random(200).tolist(), agrees=[True] * 200, propensities=[1.0] * 200)
+    calibration = Calibration(margins=rng.random(200).tolist(), agreements=[True] * 200, propensities=[1.0] * 200)
     lengths = []
     for prior in (Calibration(), calibration):
         switcher = Switcher(SwitcherConfig())

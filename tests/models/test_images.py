@@ -101,17 +101,20 @@ def test_the_camera_s_orientation_is_applied(kind, orientation):
 def test_truncated_images_are_refused(make_picture, kind):
     data = _encode(make_picture(0), kind)
     for share in (0.02, 0.1, 0.5, 0.9):
-        with pytest.raises(ImageError):
+        with pytest.raises(ImageError) as refused:
             decode_image(data[: int(len(data) * share)])
+        assert refused.value.reason == "truncated" or (share == 0.02 and refused.value.reason == "not-an-image")
 
 
 def test_images_that_are_none_are_refused(make_picture):
-    with pytest.raises(ImageError, match=r"empty \(0 bytes\)"):
+    with pytest.raises(ImageError, match=r"empty \(0 bytes\)") as refused:
         decode_image(b"")
+    assert refused.value.reason == "empty"
     gif = _encode(make_picture(0), "GIF")
     for other in (b"not an image", bytes(1000), gif, _encode(make_picture(0), "TIFF")):
-        with pytest.raises(ImageError, match=rf"not a JPEG, PNG, WEBP, BMP image \({len(other)} bytes\)"):
+        with pytest.raises(ImageError, match=rf"not a JPEG, PNG, WEBP, BMP image \({len(other)} bytes\)") as refused:
             decode_image(other)
+        assert refused.value.reason == "not-an-image"
 
 
 def test_damaged_bytes_never_raise_anything_else(make_picture):
@@ -154,8 +157,9 @@ def _bmp_claiming(width: int, height: int) -> bytes:
 def test_a_bomb_is_refused_by_what_its_header_claims(claiming, size):
     """The two larger ones pass PIL's own limits, where it warns and where it raises."""
     assert size[0] * size[1] > MAX_PIXELS
-    with pytest.raises(ImageError, match=r"claims .* at most 50,000,000"):
+    with pytest.raises(ImageError, match=r"claims .* at most 50,000,000") as refused:
         decode_image(claiming(*size))
+    assert refused.value.reason == "too-many-pixels"
 
 
 def test_the_claim_is_what_refuses_a_bomb():

@@ -73,10 +73,11 @@ def test_a_version_is_the_hash_of_the_content():
         replace(pool, embeddings=turned),
         replace(pool, foundation_model="another"),
         replace(pool, unknown_floor=0.2),
+        replace(pool, temperature=0.2),
         _pool(0.1, count=2),
     ]
-    assert len({pool.version, *(other.version for other in others)}) == 7
-    assert _pool(0.1).version == pool.version == "511eb48296cde687"  # on every machine and in every release
+    assert len({pool.version, *(other.version for other in others)}) == 8
+    assert _pool(0.1).version == pool.version == "4acda79655c80845"  # on every machine and in every release
 
 
 def test_saved_pool_is_equal_and_equal_pools_have_equal_bytes(tmp_path):

@@ -9,10 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edgefm.models.backbones import Tail, trunk_graph
 from edgefm.models.errors import ConfigError, ModelError
 from edgefm.models.foundation import build_pool
 from edgefm.models.runtime import OnnxModel
-from edgefm.models.student_graph import BACKBONE_FILE, FEATURES, HEAD_FILE, Head, Student, student_files, version0_head
+from edgefm.models.student_graph import (
+    FEATURES,
+    HEAD_FILE,
+    TAIL_FILE,
+    TRUNK_FILE,
+    Head,
+    Student,
+    student_files,
+    tail_from_bytes,
+    tail_to_bytes,
+    version0_head,
+)
 from edgefm.models.students import DEFAULT_STUDENT, PROFILES, StudentProfile, student_profile
 from edgefm.models.versions import GRAPH_FILE
 
@@ -65,7 +77,7 @@ def test_the_exported_student_is_the_torch_student(synclip, version0, make_pictu
 def test_only_the_head_s_file_differs_between_versions(synclip, tmp_path, make_picture):
     profile = PROFILES["lite0-64"]
     files, others = (student_files(profile, _random_head(profile, 32, seed)) for seed in (0, 1))
-    assert files.keys() == others.keys() == {GRAPH_FILE, BACKBONE_FILE, HEAD_FILE}
+    assert files.keys() == others.keys() == {GRAPH_FILE, TRUNK_FILE, TAIL_FILE, HEAD_FILE}
     assert {name for name in files if files[name] != others[name]} == {HEAD_FILE}
     assert files == student_files(profile, _random_head(profile, 32))  # made again, byte for byte
     assert len(files[GRAPH_FILE]) < 300_000  # weights lie beside the graph
@@ -76,7 +88,29 @@ def test_only_the_head_s_file_differs_between_versions(synclip, tmp_path, make_p
     assert np.array_equal(swapped, whole) and np.abs(swapped - first).max() > 0.01
 
 
-@pytest.mark.parametrize("lost", [BACKBONE_FILE, HEAD_FILE])
+@torch.inference_mode()
+def test_a_trained_tail_is_two_files_away(tmp_path, make_picture):
+    """Trunk activations through a changed tail and a head: torch, and the old graph with the new files beside it."""
+    profile, head = PROFILES["lite0-64"], _random_head(PROFILES["lite0-64"], 32)
+    tail, files = Tail(profile.backbone), student_files(profile, head)
+    assert files[TAIL_FILE] == tail_to_bytes(profile, tail)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in tail.parameters():  # biases of few channels too: none of the tail may hide in the graph
+        parameter += (0.05 * parameter.std() * torch.randn(parameter.shape, generator=generator)).nan_to_num()
+        parameter.copy_(parameter.half().float())
+    data = tail_to_bytes(profile, tail)
+    read = tail_from_bytes(profile, data)
+    assert tail_to_bytes(profile, read) == data != files[TAIL_FILE]
+    batch = profile.preprocess.batch([make_picture(seed) for seed in range(3)])
+    activations = OnnxModel(trunk_graph(profile.backbone, profile.input_size))(batch)
+    embeddings = head(read(torch.from_numpy(activations)).numpy())
+    student = OnnxModel(_write(tmp_path / "trained", files | {TAIL_FILE: data}))
+    assert np.abs(student(batch) - embeddings).max() <= 1e-4
+    assert np.abs(Student(profile, head, tail).eval()(torch.from_numpy(batch)).numpy() - embeddings).max() <= 1e-4
+    assert np.abs(OnnxModel(_write(tmp_path / "before", files))(batch) - embeddings).max() > 1e-3
+
+
+@pytest.mark.parametrize("lost", [TRUNK_FILE, TAIL_FILE, HEAD_FILE])
 @pytest.mark.parametrize("kept", [None, 0, 1000])
 def test_a_student_without_all_its_weights_does_not_load(tmp_path, capfd, lost, kept):
     profile = PROFILES["lite0-64"]

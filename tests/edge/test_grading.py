@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from edgefm.edge.grading import grade
+from edgefm.edge.queries import CloudAnswer
+from edgefm.models.confidence import graded_agreement
+from edgefm.models.pool import UNKNOWN, LabelPool, normalise
+
+LABELS = tuple("abcdefgh")
+POOL = LabelPool(LABELS, normalise(np.random.default_rng(0).standard_normal((8, 16))), "fm", temperature=0.05)
+
+
+def answer(fm: np.ndarray, label: str, unknown: bool = False) -> CloudAnswer:
+    """What the cloud says of a sample with this FM embedding, asked about the student's label too."""
+    found = POOL.recognise(fm[None], 5)
+    return CloudAnswer(
+        labels=tuple(LABELS[i] for i in found.indices[0]),
+        similarities=tuple(found.similarities[0].tolist()),
+        unknown=unknown,
+        margin=float(found.margins[0]),
+        queue_ms=0.0,
+        compute_ms=0.0,
+        pool_version=POOL.version,
+        samples_labelled=0,
+        edge_similarity=float(fm @ POOL.embeddings[LABELS.index(label)]) if label in LABELS else None,
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_grade_from_the_best_labels_is_nearly_that_of_the_whole_pool(seed: int):
+    rng = np.random.default_rng(seed)
+    fm, student = normalise(rng.standard_normal((2, 16)))
+    label = LABELS[int((POOL.embeddings @ student).argmax())]
+    whole = graded_agreement((POOL.embeddings @ fm)[None], (POOL.embeddings @ student)[None], 0.05, 0.07)[0]
+    assert grade(answer(fm, label), label, student, POOL, 0.07) == pytest.approx(whole, abs=0.02)
+
+
+def test_unknown_agrees_with_unknown_alone():
+    fm = POOL.embeddings[0]
+    assert grade(answer(fm, "a"), "a", fm, POOL, 0.05) == 1.0
+    assert grade(answer(fm, UNKNOWN, unknown=True), UNKNOWN, fm, POOL, 0.05) == 1.0
+    assert grade(answer(fm, "b", unknown=True), "b", fm, POOL, 0.05) == 0.0
+    assert grade(answer(fm, UNKNOWN), UNKNOWN, fm, POOL, 0.05) == 0.0
+
+
+def test_a_label_that_the_cloud_does_not_have_agrees_with_nothing():
+    assert grade(answer(POOL.embeddings[0], "zebra"), "zebra", POOL.embeddings[1], POOL, 0.05) == 0.0
