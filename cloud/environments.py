@@ -18,6 +18,7 @@ from ..models.errors import (
     LabelError,
     LabelExistsError,
     LabelMissingError,
+    ModelError,
     StoreError,
 )
 from ..models.foundation import FoundationModel, build_pool
@@ -300,7 +301,12 @@ class Environments:
         # A registration that was cut short has left a pool and no version: it is repeated by the next device.
         versions = self.registry.versions(name)
         if name != BASE and versions:
-            self._run_student(self.registry.current(name), self.registry.manifest(name, versions[-1]).samples)
+            current = self.registry.current(name)
+            try:
+                learned_from = self.registry.manifest(name, versions[-1]).samples
+            except ModelError:  # told by the repairs
+                learned_from = current.samples
+            self._run_student(current, learned_from)
 
     async def _set_pool(self, name: str, labels: Sequence[str]) -> tuple[LabelPool, BlobRef]:
         pool = await self._in_thread(build_pool, self.model, labels)

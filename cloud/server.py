@@ -170,6 +170,7 @@ async def serve(config: CloudConfig) -> None:
     await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
         return
     starting.result()
     await stop

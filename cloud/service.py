@@ -167,14 +167,14 @@ class EdgeFMService(rpc.EdgeFMServicer):
     async def Upload(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadRequest], context: Context
     ) -> pb.UploadResponse:
-        acks: list[pb.UploadAck] = []
+        acks: dict[int, pb.UploadAck | None] = {}  # by place in the stream; None while it is not taken
         postponed: list[EdgeFMError] = []
         room = asyncio.Semaphore(MAX_UPLOADS_IN_FLIGHT)
         peer = context.peer()
 
-        async def take(request: pb.UploadRequest) -> None:
+        async def take(place: int, request: pb.UploadRequest) -> None:
             try:
-                acks.append(await self._upload(request, request.device_id or peer))
+                acks[place] = await self._upload(request, request.device_id or peer)
             except EdgeFMError as error:  # not the sample's fault: unacknowledged, so that it is sent again
                 log.error("event=upload_postponed device=%s reason=%s", request.device_id, error)
                 postponed.append(error)
@@ -186,10 +186,13 @@ class EdgeFMService(rpc.EdgeFMServicer):
                 await room.acquire()
                 if postponed:
                     break
-                tasks.start(take(request))
-        if postponed and not acks:
+                place = len(acks)
+                acks[place] = None
+                tasks.start(take(place, request))
+        taken = [ack for ack in acks.values() if ack is not None]
+        if postponed and not taken:
             await _come_again(context, postponed[0])
-        return pb.UploadResponse(acks=acks)
+        return pb.UploadResponse(acks=taken)
 
     async def _upload(self, request: pb.UploadRequest, owner: str) -> pb.UploadAck:
         """Raises `EdgeFMError` when the sample may be sent again."""

@@ -193,7 +193,7 @@ def test_rollback_swaps_the_student_and_a_corrupt_version_is_refused(cloud, conf
             operator.rollback("versions", good.version)
             until(lambda: agent._updater._ready is not None)
             yield from stream[15:30]
-            operator.rollback("versions", bad.version)
+            cloud.announce(bad)
             until(lambda: agent._updater.refused)
             yield from stream[30:45]
             assert operator.rollback("versions", 0) == 0

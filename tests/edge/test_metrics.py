@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from edgefm.edge.agent import Summary
 from edgefm.edge.metrics import AgentMetrics
-from edgefm.edge.records import Answer, JsonLines, Route
+from edgefm.edge.records import Answer, Route
+from edgefm.edge.sinks import JsonLines
 from edgefm.models.errors import ConfigError
 from prometheus_client.parser import text_string_to_metric_families
 
