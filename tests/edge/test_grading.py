@@ -44,9 +44,7 @@ def test_unknown_is_a_label_as_similar_as_the_floor():
     unknown = answer(fm, UNKNOWN, unknown=True)
     assert grade(answer(fm, "a"), "a", fm, pool, 0.05) == grade(unknown, UNKNOWN, fm, pool, 0.05) == 1.0
     torn = replace(answer(0.89 * fm, "a"), unknown=True)  # just below the floor
-    assert 0.5 < grade(torn, "a", fm, pool, 0.05) and grade(torn, "a", fm, pool, 0.05) > grade(
-        torn, "a", 0.91 * fm, pool, 0.05
-    )
+    assert grade(torn, "a", fm, pool, 0.05) > grade(torn, "a", 0.91 * fm, pool, 0.05) > 0.5
     by_the_floor = graded_agreement(np.array([[1.0, 0.9]]), np.array([[-1.0, 0.9]]), 0.05, 0.05)[0]
     assert grade(answer(fm, UNKNOWN), UNKNOWN, -fm, pool, 0.05) == pytest.approx(by_the_floor, abs=0.05)
 
