@@ -90,6 +90,7 @@ def edge_share_axes(ax: Axes, environments: Sequence[Mapping[str, Any]]) -> None
     low, high = ax.get_ylim()
     ax.set_ylim(max(0.0, min(low, high - 0.2)), min(1.02, max(high, low + 0.2)))
     ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))  # whole percents
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=None))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return None
