@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 from PIL import Image
 
 from ..models.errors import InputError, MissingExtraError
-from .frames import Frame, Unreadable
+from .frames import Frame, Unreadable, sample_id_of
 
 if TYPE_CHECKING:
     import cv2
@@ -48,6 +48,7 @@ def read_video(path: Path, stride: int) -> Iterator[Frame | Unreadable]:
         MissingExtraError: OpenCV is not installed.
     """
     opencv = _opencv(path)
+    name = sample_id_of(path.name)
     capture = opencv.VideoCapture(str(path), opencv.CAP_FFMPEG)
     try:
         counted = path.suffix.lower() not in _UNCOUNTED
@@ -58,13 +59,13 @@ def read_video(path: Path, stride: int) -> Iterator[Frame | Unreadable]:
                 taken, pixels = capture.retrieve()
                 if not taken:
                     break
-                yield Frame(f"{path.name}#{number:08d}", _picture(opencv, pixels))
+                yield Frame(f"{name}#{number:08d}", _picture(opencv, pixels))
             number += 1
         if number == 0:
             raise InputError(f"{path} is not a video that can be decoded: damaged, or of a format OpenCV does not know")
         if promised - number > max(2, _COUNT_SLACK * promised):
             detail = f"{path} ends after {number} of the {promised} frames its header promises"
-            yield Unreadable(f"{path.name}#{number:08d}", "truncated", detail)
+            yield Unreadable(f"{name}#{number:08d}", "truncated", detail)
     finally:
         capture.release()
 
