@@ -88,7 +88,7 @@ def test_what_ends_early_is_kept_for_the_next_time(state):
     ref, origin = BlobRef.of("head.bin", data), Origin(data)
     short = Origin()
     short.blobs[ref.sha256] = data[:2000]
-    with pytest.raises(ModelError, match=r"head\.bin ended early"):
+    with pytest.raises(CloudError, match=r"head\.bin ended early"):
         state.blob(ref, short)
     assert state.blob(ref, origin).read_bytes() == data and origin.asked == [2000]
 
@@ -175,6 +175,25 @@ def test_a_disk_that_refuses_is_a_store_error(tmp_path, state):
     (tmp_path / "state" / "environments" / "yard" / "student-000000").write_text("in the way")
     with pytest.raises(StoreError, match="cannot write"):
         state.student_folder(manifest_of(0, ref), Origin(data))
+
+
+@pytest.mark.parametrize("folder", ["blobs", "partial"])
+def test_what_is_in_the_way_of_a_blob_is_a_store_error(tmp_path, state, folder):
+    data = data_of(100)
+    ref = BlobRef.of("head.bin", data)
+    (tmp_path / "state" / folder / ref.sha256).mkdir()
+    with pytest.raises(StoreError, match=f"cannot write .*{ref.sha256}"):
+        state.blob(ref, Origin(data))
+
+
+def test_a_state_that_can_be_neither_read_nor_deleted_is_a_store_error(tmp_path, state):
+    state.remember(manifest_of(1), POOL)
+    (tmp_path / "state" / "environments" / "yard" / "previous-student.json").mkdir()
+    (tmp_path / "state" / "environments" / "yard" / "previous-pool.json").write_text("{}")
+    with pytest.raises(StoreError, match="cannot read the state"):
+        state.previous()
+    with pytest.raises(StoreError, match=r"cannot write .*previous-student\.json"):
+        state.go_back(manifest_of(1), POOL)
 
 
 # ---- what is kept, and the way back
