@@ -98,6 +98,7 @@ class LiveVideo:
         self.skipped = 0
         self.reopened = 0
         self._number = 0
+        self._last_s = time.monotonic()
         self._latest: Frame | None = None
         self._error: InputError | None = None
         self._came = threading.Condition()
@@ -142,7 +143,21 @@ class LiveVideo:
             capture = opencv.VideoCapture(self._target, opencv.CAP_FFMPEG, parameters)
         return capture if capture.isOpened() else None
 
-    def _run(self, capture: cv2.VideoCapture | None) -> None:
+    def _run(self, capture: cv2.VideoCapture) -> None:
+        try:
+            self._capture(capture)
+            error = InputError(
+                f"{self._name} stopped after {self._number} frames and did not come back in {self._patience_s:g} s"
+            )
+        except Exception as fault:  # OpenCV's own, or a picture that is none
+            error = InputError(f"{self._name} failed after {self._number} frames: {fault!r}")
+        with self._came:
+            if not self._stop.is_set():
+                self._error = error
+            self._came.notify_all()
+
+    def _capture(self, capture: cv2.VideoCapture | None) -> None:
+        """Until `close`, or until the stream is gone for good."""
         while capture is not None:
             while not self._stop.is_set():
                 came, pixels = capture.read()
@@ -154,16 +169,10 @@ class LiveVideo:
                 return
             log.warning("event=source_stopped source=%s frames=%d", self._name, self._number)
             capture = self._reopen()
-        with self._came:
-            if not self._stop.is_set():
-                self._error = InputError(
-                    f"{self._name} stopped after {self._number} frames and did not come back in {self._patience_s:g} s"
-                )
-            self._came.notify_all()
 
     def _reopen(self) -> cv2.VideoCapture | None:
-        """None when patience is at its end, or on `close`."""
-        until, attempts = time.monotonic() + self._patience_s, 0
+        """None when patience is at its end, counted from the last frame, or on `close`."""
+        until, attempts = self._last_s + self._patience_s, 0
         while time.monotonic() < until:
             if self._stop.wait(_PAUSE_S[min(attempts, len(_PAUSE_S) - 1)]):
                 return None
@@ -180,6 +189,7 @@ class LiveVideo:
             self.skipped += self._latest is not None
             self._latest = Frame(f"{self._name}#{self._number:08d}", picture)
             self._number += 1
+            self._last_s = time.monotonic()
             self._came.notify_all()
 
 
