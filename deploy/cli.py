@@ -201,9 +201,14 @@ def agent(
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address of the metrics.")] = "127.0.0.1",
 ) -> None:
-    """Runs a device: answers every image of SOURCE, on the edge or by the cloud, and prints a summary."""
+    """Runs a device: answers every image of SOURCE, on the edge or by the cloud, and prints a summary.
+
+    SIGINT (Ctrl-C) and SIGTERM end the run after the answers under way, with exit code 130 and 0; a second signal at once.
+    """
     import itertools
     import json
+    import signal
+    from concurrent.futures import ThreadPoolExecutor
     from contextlib import ExitStack, closing
 
     from ..edge.agent import Agent
@@ -213,6 +218,7 @@ def agent(
     from ..edge.sources import open_source
     from ..edge.video import LiveVideo
     from .device import with_selected_student
+    from .signals import stopped_by_signals
 
     flags = {
         "cloud": cloud,
@@ -246,15 +252,27 @@ def agent(
         if metrics_port is not None:
             from ..edge.metrics import AgentMetrics
 
-            metrics = AgentMetrics(lambda: running.summary)
+            metrics = AgentMetrics(running.current_summary)
             opened.enter_context(metrics.serve(metrics_host, metrics_port))
             sink = metrics.observe(sink)
-        running.run(itertools.islice(frames, limit), sink)
+
+        def stop() -> None:
+            running.stop()
+            if isinstance(frames, LiveVideo):  # it may wait for a frame that never comes
+                frames.close()
+
+        # The run has a thread of its own: a handler interrupts the main thread, which then holds none of the run's locks.
+        worker = opened.enter_context(ThreadPoolExecutor(1, "run"))
+        with stopped_by_signals(stop) as received:
+            worker.submit(running.run, itertools.islice(frames, limit), sink).result()
+            opened.close()
     summary = running.summary.as_dict()
     for counted in (frames, broker):
         if isinstance(counted, (LiveVideo, Mqtt)):
             summary |= counted.counts()
     typer.echo(json.dumps(summary))
+    if signal.SIGINT in received:
+        raise typer.Exit(INTERRUPTED)
 
 
 @device_app.command("rollback")

@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import MISSING, fields, is_dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import click
@@ -326,6 +328,60 @@ def test_ctrl_c_has_its_code_and_no_traceback(tmp_path, image):
 
 
 # ---- a real cloud, a real agent
+
+
+class _Stalling(BaseHTTPRequestHandler):
+    """A network camera that sends one picture in a hundred copies, and then nothing more."""
+
+    picture = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(self.picture)}\r\n\r\n".encode()
+        self.wfile.write((head + self.picture + b"\r\n") * 100)
+        self.rfile.read()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stalling_stream(make_picture) -> Iterator[str]:
+    _Stalling.picture = encode_jpeg(make_picture(0))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Stalling)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/live"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_signal_ends_a_run_cleanly(start_cloud, stalling_stream, tmp_path, image):
+    cloud = start_cloud("--labels", "tabby cat, dog", "--student", "lite0-64")
+    (image / "list.txt").write_text("a.jpg\n" * 1000)
+    for number, source, code in (
+        (signal.SIGINT, str(image / "list.txt"), INTERRUPTED),
+        (signal.SIGTERM, stalling_stream, 0),
+    ):
+        answers = tmp_path / f"{code}.jsonl"
+        command = [sys.executable, "-m", "edgefm.deploy.cli", "agent", source, "--fps", "20", "-o", str(answers)]
+        command += ["--cloud", cloud.target]
+        with subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            deadline = time.monotonic() + 60
+            while not answers.exists() or not answers.read_text():
+                assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+                time.sleep(0.05)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+        assert process.returncode == code and "Traceback" not in err, (process.returncode, out, err)
+        summary = json.loads(out)
+        assert 0 < summary["frames"] == len(answers.read_text().splitlines()) < 1000
 
 
 def test_labels_and_an_agent_from_the_command_line(start_cloud, make_broker, tmp_path, image, make_picture):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from edgefm.edge.agent import Agent, Summary
 from edgefm.edge.config import AgentConfig, SwitcherConfig
 from edgefm.edge.frames import Frame, Unreadable
+from edgefm.edge.metrics import AgentMetrics
 from edgefm.edge.operator import Operator
 from edgefm.edge.records import Answer
 from edgefm.edge.sinks import JsonLines
@@ -151,6 +153,46 @@ def test_nothing_is_uploaded_where_that_is_forbidden(cloud, configure, frames):
 def test_the_rate_of_frames_is_kept(configure, frames):
     answers = run(configure(switcher=LOCAL, fps=50.0), frames(26))[1]
     assert 0.45 < answers[-1].time_s - answers[0].time_s < 2.0
+
+
+def test_a_frame_is_taken_when_its_time_has_come(configure, frames):
+    """A camera's frame that waits for its turn in the agent is old when it is answered."""
+    events: list[float] = []
+
+    def source() -> Iterator[Frame]:
+        for frame in frames(4):
+            events.append(time.monotonic())
+            yield frame
+
+    with Agent(configure(switcher=LOCAL, fps=2.0)) as agent:
+        agent.run(source(), lambda _: events.append(time.monotonic()))
+    pauses = [taken - answered for answered, taken in zip(events[1::2], events[2::2], strict=False)]
+    assert len(pauses) == 3 and max(pauses) > 0.2
+
+
+def test_what_waits_and_was_dropped_can_be_scraped_while_it_runs(configure, frames):
+    config = configure("scraped", switcher=LOCAL, upload="all", upload_bytes_per_day=1, spool_bytes=4000)
+    with Agent(config) as agent:
+        metrics = AgentMetrics(agent.current_summary)
+        agent.run(iter(frames(10)), lambda _: None)
+        waiting = metrics.registry.get_sample_value("edgefm_agent_spool_samples") or 0
+        dropped = metrics.registry.get_sample_value("edgefm_agent_uploads_dropped_total") or 0
+    assert waiting > 0 < dropped and waiting + dropped == 10
+    assert (agent.summary.uploads_left, agent.summary.uploads_dropped) == (waiting, dropped)
+
+
+def test_a_run_that_is_stopped_answers_what_it_has_taken(configure, frames):
+    answers: list[Answer] = []
+
+    def source() -> Iterator[Frame]:
+        for number, frame in enumerate(frames(20)):
+            if number == 5:
+                threading.Thread(target=agent.stop).start()
+            yield frame
+
+    with Agent(configure(fps=20.0)) as agent:
+        summary = agent.run(source(), answers.append)
+    assert 6 <= summary.frames == len(answers) < 20
 
 
 # ---- changes while it runs
