@@ -19,6 +19,7 @@ from ..cloud.environments import Environments
 from ..edge.frames import Frame, readable
 from ..edge.sources import open_source
 from ..edge.student import Student
+from ..models.cache import write_atomic
 from ..models.errors import InputError
 from ..models.foundation import FoundationModel, load_foundation_model
 from ..models.images import decode_image
@@ -138,4 +139,5 @@ def _table(result: dict[str, Any]) -> Table:
 
 
 def save(result: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    """Raises `StoreError` when the disk refuses."""
+    write_atomic(path, (json.dumps(result, indent=2) + "\n").encode())

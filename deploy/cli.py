@@ -191,7 +191,7 @@ def agent(
     prefix: Annotated[str, typer.Option(help="Take only names that begin with this, e.g. train/.")] = "",
     shuffle_seed: Annotated[int | None, typer.Option(help="Order by content hash instead of by name.")] = None,
     stride: Annotated[int | None, typer.Option(help="Of a video file: take every so many frames.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after this many frames.", min=0)] = None,
     schema: Annotated[
         bool,
         typer.Option("--schema", help="Print the JSON Schema of a record and exit.", is_eager=True, callback=_schema),
@@ -287,7 +287,7 @@ def device_rollback(
     from ..edge.local_state import LocalState, existing_state
 
     settings = load_config(AgentConfig, "agent", config, {"environment": environment, "state_dir": state_dir})
-    with existing_state(settings.state_dir):
+    with existing_state(settings.state_dir, settings.environment):
         left, taken = LocalState(settings.state_dir, settings.environment).roll_back(reason)
     typer.echo(f"{settings.environment} goes back from student version {left.version} to {taken.version}")
 
@@ -353,7 +353,9 @@ def remove_labels(
 @app.command()
 def rollback(
     environment: Annotated[str, typer.Argument(help="The environment.")],
-    to: Annotated[int | None, typer.Option("--to", help="A version; by default the parent of the running one.")] = None,
+    to: Annotated[
+        int | None, typer.Option("--to", help="A version; by default the parent of the running one.", min=0)
+    ] = None,
     cloud: CloudAddress = None,
 ) -> None:
     """Makes an earlier student version current again; devices swap it in."""
@@ -369,7 +371,8 @@ def profile(
     output: Annotated[Path, typer.Option("--output", "-o", help="The profile is written here.")] = Path("device.json"),
     device: Annotated[str, typer.Option(help="A name for people. [the board or processor]")] = "",
     threads: Annotated[
-        list[int] | None, typer.Option(help="Try so many; may be given several times. [1, 2, 4, ... and all cores]")
+        list[int] | None,
+        typer.Option(help="Try so many; may be given several times. [1, 2, 4, ... and all cores]", min=1),
     ] = None,
     frame_size: Annotated[str, typer.Option(help="Of the camera, in pixels.")] = "640x480",
     runs: Annotated[int, typer.Option(help="Frames timed for each figure.", min=1)] = 100,

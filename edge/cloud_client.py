@@ -180,7 +180,7 @@ class CloudClient:
                 response = call.result()
         except grpc.RpcError as error:
             self._bulk.judge(error)
-            asked_s = pushback_s(error)
+            asked_s = pushback_s(error) if isinstance(error, grpc.Call) else None
             exhausted = isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             if asked_s is not None or exhausted:
                 return UploadResult((), asked_s or 0.0)

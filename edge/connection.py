@@ -29,11 +29,9 @@ def translate(error: grpc.RpcError | grpc.FutureCancelledError, what: str) -> Cl
     return CloudError(f"{what}: {details}" + (f" [{code.name}]" if code else ""))
 
 
-def pushback_s(error: grpc.RpcError) -> float | None:
+def pushback_s(call: grpc.Call) -> float | None:
     """The server's hint of when to come again; None when it gives none."""
-    if not isinstance(error, grpc.Call):
-        return None
-    hints = [str(value) for key, value in error.trailing_metadata() or () if key == _PUSHBACK]
+    hints = [str(value) for key, value in call.trailing_metadata() or () if key == _PUSHBACK]
     return int(hints[0]) / 1e3 if hints and hints[0].isdecimal() else None
 
 
@@ -96,7 +94,9 @@ class Connection:
     def judge(self, error: grpc.RpcError) -> None:
         """Takes a call's end in: unreachable counts as a failure, any word of the other side as heard."""
         code = error.code() if isinstance(error, grpc.Call) else None
-        if pushback_s(error) is not None:  # only a server writes that, whatever the code
+        if (
+            isinstance(error, grpc.Call) and pushback_s(error) is not None
+        ):  # only a server writes that, whatever the code
             self.heard()
         elif code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             self.failed()

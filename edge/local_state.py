@@ -57,14 +57,18 @@ class StateLock:
 
 
 @contextmanager
-def existing_state(root: Path) -> Iterator[None]:
-    """Holds a state folder that is there already.
+def existing_state(root: Path, environment: str = "") -> Iterator[None]:
+    """Holds a state folder that is there already, and has that environment if one is given.
 
     Raises:
-        InputError: it is not. StoreError: an agent is using it.
+        InputError: it is not, or has not. StoreError: an agent is using it.
     """
-    if not (root / "environments").is_dir():
+    environments = root / "environments"
+    if not environments.is_dir():
         raise InputError(f"{root} is no agent's state folder; give the agent's --state-dir")
+    if environment and not (environments / environment).is_dir():
+        there = ", ".join(sorted(path.name for path in environments.iterdir()))
+        raise InputError(f"{root} has no environment {environment!r}; it has {there or 'none'}")
     lock = StateLock(root)
     try:
         yield

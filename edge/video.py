@@ -210,7 +210,10 @@ def _picture(opencv: ModuleType, pixels: np.ndarray) -> Image.Image:
 
 
 def _without_password(source: str) -> str:
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+    except ValueError:  # an address in brackets that is none; what follows the scheme may hold a password
+        return source.partition("://")[0] + "://..."
     if not parts.netloc:
         return source
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

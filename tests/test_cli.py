@@ -53,12 +53,12 @@ def toml(tmp_path: Path):
 
 
 def test_flags_go_over_the_file_over_the_defaults(toml):
-    path = toml('[agent]\nfps = 5\nenvironment = "yard"\n[agent.switcher]\naudit_share = 0.1\nwindow = 50\n')
-    flags = {"fps": 7.0, "switcher.accuracy_target": 0.9, "switcher.window": 60, "labels": None, "environment": None}
+    path = toml('[agent]\nfps = 5\nenvironment = "yard"\n[agent.switcher]\naudit_share = 0.1\nwindow = 80\n')
+    flags = {"fps": 7.0, "switcher.accuracy_target": 0.9, "switcher.window": 90, "labels": None, "environment": None}
     config = load_config(AgentConfig, "agent", path, flags)
     assert (config.fps, config.environment, config.deadline_ms) == (7.0, "yard", AgentConfig().deadline_ms)
     switcher = config.switcher
-    assert (switcher.audit_share, switcher.accuracy_target, switcher.window) == (0.1, 0.9, 60)
+    assert (switcher.audit_share, switcher.accuracy_target, switcher.window) == (0.1, 0.9, 90)
     assert switcher.min_evidence == SwitcherConfig().min_evidence
 
 
@@ -261,6 +261,8 @@ def image(tmp_path, make_picture) -> Path:
         (4, ["agent", "nowhere"], "nowhere"),
         (4, ["agent", "camera:63"], "cannot open camera:63"),
         (2, ["agent", "images", "--mqtt", "mqtt://host"], "the topic is missing"),
+        (2, ["agent", "images", "--mqtt", "mqtt://[::1/topic"], "the host is not an address"),
+        (4, ["agent", "rtsp://me:secret@[::1/live"], "cannot open rtsp://..."),
         (2, ["agent", "images", "--fps", "nan"], "fps must be a finite number, got nan"),
         (2, ["agent", "images", "--stride", "2"], "stride"),
         (2, ["agent", "images", "--student", "auto"], "edgefm profile"),
@@ -271,6 +273,9 @@ def image(tmp_path, make_picture) -> Path:
         (4, ["agent", "empty"], "empty"),
         (2, ["agent", "images", "--config", "none.toml"], "none.toml"),
         (2, ["agent", "images", "--audit-share", "2"], "audit_share"),
+        (2, ["agent", "images", "-e", "../../x"], "an environment's name"),
+        (2, ["agent", "images", "-c", "narrow.toml"], "got window 49 and min_evidence 20"),
+        (2, ["agent", "images", "-c", "wanting.toml"], "got window 50 and min_evidence 101"),
         (2, ["agent", "images", "--objective", "speed"], "speed"),
         (2, ["agent", "images", "--labels", "@none"], "none"),
         (6, ["agent", "images", "-o", "images/a.jpg/answers"], "images/a.jpg/answers"),
@@ -278,6 +283,8 @@ def image(tmp_path, make_picture) -> Path:
         (2, ["agent", "images", "--spool-bytes", "0"], "spool_bytes"),
         (4, ["device", "rollback", "--state-dir", "nowhere"], "nowhere"),
         (4, ["device", "rollback", "--state-dir", "empty", "-e", "yard"], "empty is no agent's state folder"),
+        (4, ["device", "rollback", "--state-dir", "state", "-e", "yrad"], "has no environment 'yrad'; it has yard"),
+        (2, ["device", "rollback", "--state-dir", "state", "-e", "../../x"], "an environment's name"),
         (4, ["device", "purge", "--state-dir", "nowhere"], "nowhere"),
         (7, ["labels", "list", "--cloud", NOBODY], "cloud"),
         (7, ["rollback", "yard", "--cloud", NOBODY], "cloud"),
@@ -293,17 +300,30 @@ def image(tmp_path, make_picture) -> Path:
 )
 def test_errors_are_one_line_with_a_code_of_their_own(tmp_path, image, code, arguments, says):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "state" / "environments" / "yard").mkdir(parents=True)
     (tmp_path / "fast.toml").write_text("[agent]\nconnect_timeout_s = 0.3\n")
+    (tmp_path / "narrow.toml").write_text("[agent.switcher]\nwindow = 49\nmin_evidence = 20\n")
+    (tmp_path / "wanting.toml").write_text("[agent.switcher]\nwindow = 50\nmin_evidence = 101\n")
     (tmp_path / "cloud.toml").write_text("[cloud]\nmax_bach = 3\n")
     ended = _edgefm(*arguments, cwd=tmp_path)
     assert ended.returncode == code, ended
     assert ended.stderr.startswith("edgefm: ") and ended.stderr.count("\n") == 1 and says in ended.stderr, ended
     assert ended.stdout == ""
+    assert [path.name for path in (tmp_path / "state" / "environments").iterdir()] == ["yard"]
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["agent"], ["agent", "x", "--fpps", "3"], ["agent", "x", "--fps", "fast"], ["clod"], ["labels", "add"]],
+    [
+        ["agent"],
+        ["agent", "x", "--fpps", "3"],
+        ["agent", "x", "--fps", "fast"],
+        ["clod"],
+        ["labels", "add"],
+        ["agent", "x", "--limit", "-1"],
+        ["rollback", "yard", "--to", "-1"],
+        ["profile", "x", "--threads", "0"],
+    ],
 )
 def test_a_wrong_command_line_is_a_wrong_setting(arguments):
     ended = _edgefm(*arguments)
