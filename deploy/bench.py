@@ -20,7 +20,7 @@ from ..edge.frames import Frame, readable
 from ..edge.sources import open_source
 from ..edge.student import Student
 from ..models.cache import write_atomic
-from ..models.errors import InputError
+from ..models.errors import InputError, StoreError
 from ..models.foundation import FoundationModel, load_foundation_model
 from ..models.images import decode_image
 from ..models.students import PROFILES, StudentProfile
@@ -136,6 +136,14 @@ def _table(result: dict[str, Any]) -> Table:
         cells = (row["frame_ms"], f"{row['version0_accuracy']:.3f}", f"{row['accuracy']:.3f}", seconds or "refused")
         table.add_row(row["student"], *map(str, cells))
     return table
+
+
+def make_folder(path: Path) -> None:
+    """Before a measurement of minutes: raises `StoreError` unless there is a folder for the file of its results."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; choose another folder") from error
 
 
 def save(result: dict[str, Any], path: Path) -> None:

@@ -165,7 +165,9 @@ def agent(
     cloud: CloudAddress = None,
     environment: DeviceEnvironment = None,
     labels: Annotated[str | None, typer.Option(help="First labels of a new environment: 'cat, dog' or @FILE.")] = None,
-    device_id: Annotated[str | None, typer.Option(help="Tells devices apart. [device]")] = None,
+    device_id: Annotated[
+        str | None, typer.Option(help="Tells devices apart. ['' one made once and kept in --state-dir]")
+    ] = None,
     state_dir: StateDir = None,
     student: Annotated[
         str | None, typer.Option(help="Student for a new environment, or auto: by --device-profile. ['' the cloud's]")
@@ -463,6 +465,8 @@ def bench_students(
         from . import bench
     except ImportError as error:
         raise MissingExtraError(f"this needs more packages ({error.name}): pip install 'edgefm[demo]'") from error
+    if json_file is not None:
+        bench.make_folder(json_file)
     result = bench.bench_students(data, samples, seed, Console())
     if json_file is not None:
         bench.save(result, json_file)
@@ -492,6 +496,8 @@ def bench_learning(
         raise ConfigError(f"--samples is a list of numbers such as 0,100,400, got {samples!r}") from None
     if counts[0] < 0 or seeds < 1:
         raise ConfigError("--samples must not be negative, --seeds must be at least 1")
+    if json_file is not None:
+        bench.make_folder(json_file)
     result = bench_learning.bench_learning(data, student, counts, seeds, accuracy_target, Console())
     if json_file is not None:
         bench.save(result, json_file)

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from .config import AgentConfig
 from .frames import Frame, Unreadable
 from .grading import grade
 from .link import LinkEstimator
-from .local_state import LocalState, StateLock
+from .local_state import LocalState, StateLock, own_device_id
 from .queries import CloudAnswer, StudentAnswer
 from .records import Answer, Route, Sink
 from .spool import DAY_S, Spool
@@ -95,8 +95,13 @@ class Agent:
     """
 
     def __init__(self, config: AgentConfig) -> None:
-        self._config = config
         self._state_lock = StateLock(config.state_dir)
+        try:
+            config = replace(config, device_id=config.device_id or own_device_id(config.state_dir))
+        except BaseException:
+            self._state_lock.release()
+            raise
+        self._config = config
         self._client = CloudClient(config.cloud, config.device_id, config.environment, config.deadline_ms)
         self._recent = RecentAnswers()
         try:

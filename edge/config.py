@@ -67,7 +67,7 @@ class AgentConfig:
         cloud: host:port of the cloud service.
         environment: where the device stands; letters, digits, dots, dashes, underscores.
         labels: first labels of the environment, if the cloud does not know it yet.
-        device_id: distinguishes devices of one environment.
+        device_id: distinguishes devices of one environment; empty: one made once and kept in `state_dir`.
         state_dir: holds the last good student and pool, partial downloads, and the samples that wait for upload.
         student: profile asked for when the environment is new; empty takes the cloud's default; `auto` the most
             accurate one that fits `device_profile` (and then `threads` is the profile's too).
@@ -89,7 +89,7 @@ class AgentConfig:
     cloud: str = f"127.0.0.1:{DEFAULT_PORT}"
     environment: str = "default"
     labels: tuple[str, ...] = ()
-    device_id: str = "device"
+    device_id: str = ""
     state_dir: Path = Path("edgefm-agent")
     student: str = ""
     device_profile: Path | None = None

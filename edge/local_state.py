@@ -1,6 +1,7 @@
 """The device's own copy of what it runs: blobs by content, the last good student and pool, and those before them.
 
 lock                                        held by the one process that uses the folder
+device-id                                   made once, for a device that is given no name
 blobs/<sha256>                              complete and verified; those that nothing below names are deleted
 partial/<sha256>                            a download under way; it resumes at its length
 environments/<name>/student.json            manifest of the last good student
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -54,6 +56,21 @@ class StateLock:
 
     def release(self) -> None:
         self._file.close()
+
+
+def own_device_id(root: Path) -> str:
+    """Made at random once and kept: devices that share a name share one place in the cloud's queue, and pause alike.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    path = root / "device-id"
+    with _on_disk(path):
+        kept = path.read_text(encoding="ascii", errors="ignore").strip() if path.exists() else ""
+    if not kept:
+        kept = f"device-{secrets.token_hex(6)}"
+        write_atomic(path, kept.encode())
+    return kept
 
 
 @contextmanager

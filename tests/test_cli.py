@@ -294,6 +294,7 @@ def image(tmp_path, make_picture) -> Path:
         (2, ["cloud", "--port", "0", "--fm", "clip"], "'clip'"),
         (2, ["cloud", "--port", "0", "--config", "cloud.toml"], "max_bach"),
         (5, ["cloud", "--port", "0", "--fm", "openclip:ViT-B-32//none.pt"], "/none.pt"),
+        (6, ["bench", "students", "--data", "nowhere", "--json", "images/a.jpg/r.json"], "images/a.jpg/r.json"),
         (4, ["demo", "--data", "nowhere"], "nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),

@@ -311,6 +311,18 @@ def test_a_student_that_fails_with_none_before_it_ends_the_run_with_its_error(cl
         agent.run([bright], lambda answer: None)
 
 
+def test_a_device_without_a_name_makes_one_and_keeps_it(configure, caplog):
+    caplog.set_level(logging.INFO, "edgefm.cloud")
+    for _ in range(2):
+        with Agent(configure("named")) as agent:
+            assert f"event=device device={agent._config.device_id} environment=named" in caplog.text
+            caplog.clear()
+            name = (agent._config.state_dir / "device-id").read_text()
+            assert agent._config.device_id == name
+    with Agent(configure("named", device_id="cam-7")) as agent:
+        assert agent._config.device_id == "cam-7"
+
+
 def test_a_second_agent_on_the_same_state_is_told_so(configure):
     with Agent(configure()), pytest.raises(StoreError, match="another agent is using the state folder"):
         Agent(configure())

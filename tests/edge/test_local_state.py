@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from edgefm.edge.local_state import LocalState, StateLock
+from edgefm.edge.local_state import LocalState, StateLock, own_device_id
 from edgefm.models.errors import CloudError, InputError, ModelError, StoreError
 from edgefm.models.images import Preprocess
 from edgefm.models.pool import LabelPool, normalise
@@ -277,6 +277,17 @@ def test_rolling_back_takes_the_previous_pool_where_the_present_one_does_not_fit
     keep(state, 2, origin, data_of(500, 2), dim=16)
     state.roll_back("it was worse")
     assert state.last_good() == before and before is not None and before[0] == first
+
+
+def test_a_device_s_own_name_is_made_once(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    names = [own_device_id(tmp_path / folder) for folder in ("a", "b", "a", "b")]
+    assert names[:2] == names[2:] and names[0] != names[1] and names[0].startswith("device-")
+    (tmp_path / "a" / "device-id").write_bytes(b"")  # a power cut
+    assert own_device_id(tmp_path / "a") not in ("", names[0])
+    with pytest.raises(StoreError, match=r"cannot write .*device-id"):
+        own_device_id(tmp_path / "nowhere" / ("x" * 300))
 
 
 def test_a_state_folder_is_one_process_s(tmp_path):
