@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from ..models.checks import check_environment_name
 from ..models.errors import (
     ConfigError,
     EnvironmentMissingError,
@@ -30,7 +31,7 @@ from .data_dir import DataDirLock
 from .drift import Observation
 from .drift_watch import DriftWatch
 from .keeper import Keeper
-from .registry import Registry, check_environment_name
+from .registry import Registry
 from .registry_repair import repair
 from .store import Kept, Labelled, NewSample, SampleStore
 from .trainer import Trainer

@@ -14,22 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..models.cache import write_atomic
+from ..models.checks import ENVIRONMENT_NAME, check_environment_name
 from ..models.errors import InputError, ModelError, StoreError
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest, verify_file
-from ..proto.limits import MAX_NAME_LENGTH
-
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_LENGTH - 1}}}")
-
-
-def check_environment_name(name: str) -> str:
-    """Raises `InputError` unless the name can safely name a folder."""
-    if not _NAME.fullmatch(name):
-        raise InputError(
-            f"an environment's name has letters, digits, dots, dashes and underscores, starts with a letter or digit "
-            f"and has at most {MAX_NAME_LENGTH} of them; got {name!r}"
-        )
-    return name
 
 
 class Registry:
@@ -77,7 +65,9 @@ class Registry:
 
     def names(self) -> list[str]:
         """All environments that have left something."""
-        return sorted(path.name for path in (self.root / "environments").iterdir() if _NAME.fullmatch(path.name))
+        return sorted(
+            path.name for path in (self.root / "environments").iterdir() if ENVIRONMENT_NAME.fullmatch(path.name)
+        )
 
     def environments(self) -> list[str]:
         """Those with a pool."""

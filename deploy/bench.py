@@ -19,7 +19,8 @@ from ..cloud.environments import Environments
 from ..edge.frames import Frame, readable
 from ..edge.sources import open_source
 from ..edge.student import Student
-from ..models.errors import InputError
+from ..models.cache import write_atomic
+from ..models.errors import InputError, StoreError
 from ..models.foundation import FoundationModel, load_foundation_model
 from ..models.images import decode_image
 from ..models.students import PROFILES, StudentProfile
@@ -137,5 +138,14 @@ def _table(result: dict[str, Any]) -> Table:
     return table
 
 
+def make_folder(path: Path) -> None:
+    """Before a measurement of minutes: raises `StoreError` unless there is a folder for the file of its results."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+
+
 def save(result: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    """Raises `StoreError` when the disk refuses."""
+    write_atomic(path, (json.dumps(result, indent=2) + "\n").encode())

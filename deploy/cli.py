@@ -165,7 +165,9 @@ def agent(
     cloud: CloudAddress = None,
     environment: DeviceEnvironment = None,
     labels: Annotated[str | None, typer.Option(help="First labels of a new environment: 'cat, dog' or @FILE.")] = None,
-    device_id: Annotated[str | None, typer.Option(help="Tells devices apart. [device]")] = None,
+    device_id: Annotated[
+        str | None, typer.Option(help="Tells devices apart. ['' one made once and kept in --state-dir]")
+    ] = None,
     state_dir: StateDir = None,
     student: Annotated[
         str | None, typer.Option(help="Student for a new environment, or auto: by --device-profile. ['' the cloud's]")
@@ -191,7 +193,7 @@ def agent(
     prefix: Annotated[str, typer.Option(help="Take only names that begin with this, e.g. train/.")] = "",
     shuffle_seed: Annotated[int | None, typer.Option(help="Order by content hash instead of by name.")] = None,
     stride: Annotated[int | None, typer.Option(help="Of a video file: take every so many frames.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after this many frames.", min=0)] = None,
     schema: Annotated[
         bool,
         typer.Option("--schema", help="Print the JSON Schema of a record and exit.", is_eager=True, callback=_schema),
@@ -201,9 +203,14 @@ def agent(
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address of the metrics.")] = "127.0.0.1",
 ) -> None:
-    """Runs a device: answers every image of SOURCE, on the edge or by the cloud, and prints a summary."""
+    """Runs a device: answers every image of SOURCE, on the edge or by the cloud, and prints a summary.
+
+    SIGINT (Ctrl-C) and SIGTERM end the run after the answers under way, with exit code 130 and 0; a second signal at once.
+    """
     import itertools
     import json
+    import signal
+    from concurrent.futures import ThreadPoolExecutor
     from contextlib import ExitStack, closing
 
     from ..edge.agent import Agent
@@ -213,6 +220,7 @@ def agent(
     from ..edge.sources import open_source
     from ..edge.video import LiveVideo
     from .device import with_selected_student
+    from .signals import stopped_by_signals
 
     flags = {
         "cloud": cloud,
@@ -246,15 +254,27 @@ def agent(
         if metrics_port is not None:
             from ..edge.metrics import AgentMetrics
 
-            metrics = AgentMetrics(lambda: running.summary)
+            metrics = AgentMetrics(running.current_summary)
             opened.enter_context(metrics.serve(metrics_host, metrics_port))
             sink = metrics.observe(sink)
-        running.run(itertools.islice(frames, limit), sink)
+
+        def stop() -> None:
+            running.stop()
+            if isinstance(frames, LiveVideo):  # it may wait for a frame that never comes
+                frames.close()
+
+        # The run has a thread of its own: a handler interrupts the main thread, which then holds none of the run's locks.
+        worker = opened.enter_context(ThreadPoolExecutor(1, "run"))
+        with stopped_by_signals(stop) as received:
+            worker.submit(running.run, itertools.islice(frames, limit), sink).result()
+            opened.close()
     summary = running.summary.as_dict()
     for counted in (frames, broker):
         if isinstance(counted, (LiveVideo, Mqtt)):
             summary |= counted.counts()
     typer.echo(json.dumps(summary))
+    if signal.SIGINT in received:
+        raise typer.Exit(INTERRUPTED)
 
 
 @device_app.command("rollback")
@@ -269,7 +289,7 @@ def device_rollback(
     from ..edge.local_state import LocalState, existing_state
 
     settings = load_config(AgentConfig, "agent", config, {"environment": environment, "state_dir": state_dir})
-    with existing_state(settings.state_dir):
+    with existing_state(settings.state_dir, settings.environment):
         left, taken = LocalState(settings.state_dir, settings.environment).roll_back(reason)
     typer.echo(f"{settings.environment} goes back from student version {left.version} to {taken.version}")
 
@@ -335,7 +355,9 @@ def remove_labels(
 @app.command()
 def rollback(
     environment: Annotated[str, typer.Argument(help="The environment.")],
-    to: Annotated[int | None, typer.Option("--to", help="A version; by default the parent of the running one.")] = None,
+    to: Annotated[
+        int | None, typer.Option("--to", help="A version; by default the parent of the running one.", min=0)
+    ] = None,
     cloud: CloudAddress = None,
 ) -> None:
     """Makes an earlier student version current again; devices swap it in."""
@@ -351,7 +373,8 @@ def profile(
     output: Annotated[Path, typer.Option("--output", "-o", help="The profile is written here.")] = Path("device.json"),
     device: Annotated[str, typer.Option(help="A name for people. [the board or processor]")] = "",
     threads: Annotated[
-        list[int] | None, typer.Option(help="Try so many; may be given several times. [1, 2, 4, ... and all cores]")
+        list[int] | None,
+        typer.Option(help="Try so many; may be given several times. [1, 2, 4, ... and all cores]", min=1),
     ] = None,
     frame_size: Annotated[str, typer.Option(help="Of the camera, in pixels.")] = "640x480",
     runs: Annotated[int, typer.Option(help="Frames timed for each figure.", min=1)] = 100,
@@ -442,6 +465,8 @@ def bench_students(
         from . import bench
     except ImportError as error:
         raise MissingExtraError(f"this needs more packages ({error.name}): pip install 'edgefm[demo]'") from error
+    if json_file is not None:
+        bench.make_folder(json_file)
     result = bench.bench_students(data, samples, seed, Console())
     if json_file is not None:
         bench.save(result, json_file)
@@ -471,6 +496,8 @@ def bench_learning(
         raise ConfigError(f"--samples is a list of numbers such as 0,100,400, got {samples!r}") from None
     if counts[0] < 0 or seeds < 1:
         raise ConfigError("--samples must not be negative, --seeds must be at least 1")
+    if json_file is not None:
+        bench.make_folder(json_file)
     result = bench_learning.bench_learning(data, student, counts, seeds, accuracy_target, Console())
     if json_file is not None:
         bench.save(result, json_file)

@@ -10,8 +10,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from .config import AgentConfig
 from .frames import Frame, Unreadable
 from .grading import grade
 from .link import LinkEstimator
-from .local_state import LocalState, StateLock
+from .local_state import LocalState, StateLock, own_device_id
 from .queries import CloudAnswer, StudentAnswer
 from .records import Answer, Route, Sink
 from .spool import DAY_S, Spool
@@ -95,8 +95,13 @@ class Agent:
     """
 
     def __init__(self, config: AgentConfig) -> None:
-        self._config = config
         self._state_lock = StateLock(config.state_dir)
+        try:
+            config = replace(config, device_id=config.device_id or own_device_id(config.state_dir))
+        except BaseException:
+            self._state_lock.release()
+            raise
+        self._config = config
         self._client = CloudClient(config.cloud, config.device_id, config.environment, config.deadline_ms)
         self._recent = RecentAnswers()
         try:
@@ -116,6 +121,7 @@ class Agent:
         self._link = LinkEstimator()
         self._lock = threading.Lock()
         self._answer_came = threading.Condition(self._lock)
+        self._stop = threading.Event()
         self._usual_bytes = 0.0
         self._samples_labelled = 0
         self._sink_error: Exception | None = None
@@ -125,13 +131,10 @@ class Agent:
 
     def close(self) -> None:
         self._updater.close()
-        self.summary.uploads_left = self._uploader.close(_UPLOAD_PATIENCE_S)
-        self._spool.close()
-        self.summary.uploads_dropped = self._spool.dropped
-        self.summary.uploads_expired = self._spool.expired
+        self._uploader.close(_UPLOAD_PATIENCE_S)
+        self.current_summary()
         self.summary.bytes_sent += self._uploader.sent_bytes
-        self.summary.bytes_received = self._updater.received_bytes
-        self.summary.refused = list(self._updater.refused)
+        self._spool.close()
         self._client.close()
         self._state_lock.release()
 
@@ -141,22 +144,27 @@ class Agent:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def current_summary(self) -> Summary:
+        """`summary`, with what spool and updater have counted by now; from any thread, until `close`."""
+        self.summary.uploads_left = self._spool.count(self._config.environment)
+        self.summary.uploads_dropped = self._spool.dropped
+        self.summary.uploads_expired = self._spool.expired
+        self.summary.bytes_received = self._updater.received_bytes
+        self.summary.refused = list(self._updater.refused)
+        return self.summary
+
+    def stop(self) -> None:
+        """Ends `run`, from another thread, once the frame under way is answered; a source that waits must be closed."""
+        self._stop.set()
+
     def run(self, source: Iterable[Frame | Unreadable], sink: Sink) -> Summary:
         """Answers every frame of the source; `sink` gets one `Answer` each, in order of completion.
 
         An error of the source or the sink ends the run with it, after all that was asked has been answered.
         """
-        next_ms = _now_ms()
         try:
-            for frame in source:
+            for frame in self._paced(source):
                 self._swap_if_ready()
-                if self._config.fps:
-                    wait_ms = next_ms - _now_ms()
-                    if wait_ms > 0:
-                        time.sleep(wait_ms / 1e3)
-                    next_ms = max(next_ms, _now_ms() - 1e3 / self._config.fps) + 1e3 / self._config.fps
-                else:
-                    self._wait_for_answers(self._config.max_pending - 1)
                 self._handle(frame, sink)
                 if self._sink_error is not None:
                     raise self._sink_error
@@ -165,6 +173,19 @@ class Agent:
         if self._sink_error is not None:
             raise self._sink_error
         return self.summary
+
+    def _paced(self, source: Iterable[Frame | Unreadable]) -> Iterator[Frame | Unreadable]:
+        """Waits before it takes a frame, not after: a camera's frame would be old by then."""
+        frames, next_ms = iter(source), _now_ms()
+        while True:
+            if self._config.fps:
+                self._stop.wait(max(next_ms - _now_ms(), 0.0) / 1e3)
+                next_ms = max(next_ms, _now_ms() - 1e3 / self._config.fps) + 1e3 / self._config.fps
+            else:
+                self._wait_for_answers(self._config.max_pending - 1)
+            if self._stop.is_set() or (frame := next(frames, None)) is None:
+                return
+            yield frame
 
     def _wait_for_answers(self, pending: int) -> None:
         """Until at most so many queries are under way."""

@@ -16,12 +16,11 @@ from ..models.versions import BlobRef, StudentManifest
 from ..proto.limits import PROTOCOL_VERSION
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
-from .connection import Connection, translate
+from .connection import Connection, pushback_s, translate
 from .queries import Completion, Queries, StudentAnswer
 from .refusals import Refusal
 
 C = TypeVar("C", bound=grpc.RpcContext)
-_PUSHBACK = "grpc-retry-pushback-ms"
 _REPORT_TIMEOUT_S = 10.0
 _NOT_FOR_GOOD = (pb.QueryError.CODE_UNKNOWN_ENVIRONMENT, pb.QueryError.CODE_OVERLOADED, pb.QueryError.CODE_INTERNAL)
 """What may be otherwise later: a cloud that has lost its data learns of the environment again when a device registers."""
@@ -50,6 +49,37 @@ class UploadResult:
     retry_after_s: float = 0.0
 
 
+class _Calls:
+    """Calls under way that can be ended all at once, and for good."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: set[grpc.RpcContext] = set()
+        self._ended = False
+
+    @contextmanager
+    def begin(self, connection: Connection, start: Callable[[rpc.EdgeFMStub], C]) -> Iterator[C]:
+        """A call that `end` ends, and that is over with its block. Raises `CloudError` after `end`."""
+        with self._lock:
+            if self._ended:
+                raise CloudError("the device is stopping")
+            call = connection.call(start)
+            self._under_way.add(call)
+        try:
+            yield call
+        finally:
+            with self._lock:
+                self._under_way.discard(call)
+            call.cancel()
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            calls = list(self._under_way)
+        for call in calls:
+            call.cancel()
+
+
 class CloudClient:
     """One device's calls: registration, recognition, upload, watching, fetching and reports.
 
@@ -66,23 +96,23 @@ class CloudClient:
         self._main = Connection(target)
         self._bulk = Connection(target)
         self._queries = Queries(self._main, device_id, environment, deadline_ms / 1e3)
-        self._calls_lock = threading.Lock()
-        self._calls: set[grpc.RpcContext] = set()
-        self._interrupted = False
+        self._lasting = _Calls()
+        self._uploads = _Calls()
 
     def close(self) -> None:
         self.interrupt()
+        self.stop_uploads()
         self._queries.close()
         self._main.close()
         self._bulk.close()
 
     def interrupt(self) -> None:
         """Ends registering, watching and fetching with `CloudError`, now and later; queries and uploads go on."""
-        with self._calls_lock:
-            self._interrupted = True
-            calls = list(self._calls)
-        for call in calls:
-            call.cancel()
+        self._lasting.end()
+
+    def stop_uploads(self) -> None:
+        """Ends uploading with `CloudError`, now and later."""
+        self._uploads.end()
 
     @property
     def available(self) -> bool:
@@ -94,21 +124,6 @@ class CloudClient:
     ) -> int:
         """Asks the FM; `done` is called once, from another thread, with the answer or a `CloudError`. Returns the id."""
         return self._queries.ask(image, propensity, done, keep, edge)
-
-    @contextmanager
-    def _interruptible(self, connection: Connection, start: Callable[[rpc.EdgeFMStub], C]) -> Iterator[C]:
-        """A call that `interrupt` ends, and that is over with its block."""
-        with self._calls_lock:
-            if self._interrupted:
-                raise CloudError("the device is stopping")
-            call = connection.call(start)
-            self._calls.add(call)
-        try:
-            yield call
-        finally:
-            with self._calls_lock:
-                self._calls.discard(call)
-            call.cancel()
 
     def register(self, labels: Sequence[str], student_profile: str, timeout_s: float) -> Registration:
         """Introduces the device. Raises `CloudError`, or `InputError` when the cloud refuses a name, label or profile."""
@@ -124,7 +139,7 @@ class CloudClient:
             return stub.Register.future(request, timeout=timeout_s, wait_for_ready=True)
 
         try:
-            with self._interruptible(self._main, start) as call:
+            with self._lasting.begin(self._main, start) as call:
                 response = call.result()
         except grpc.FutureCancelledError as error:  # interrupted, or the channel was rebuilt
             raise translate(error, "registration") from error
@@ -156,17 +171,21 @@ class CloudClient:
             )
             for i, (image, p) in enumerate(samples)
         )
+
+        def start(stub: rpc.EdgeFMStub) -> grpc.CallFuture[pb.UploadResponse]:
+            return stub.Upload.future(requests, timeout=timeout_s, wait_for_ready=wait_for_ready)
+
         try:
-            call = self._bulk.call(
-                lambda stub: stub.Upload.future(requests, timeout=timeout_s, wait_for_ready=wait_for_ready)
-            )
-            response = call.result()
+            with self._uploads.begin(self._bulk, start) as call:
+                response = call.result()
         except grpc.RpcError as error:
             self._bulk.judge(error)
-            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-                return UploadResult((), _pushback_s(error))
+            asked_s = pushback_s(error) if isinstance(error, grpc.Call) else None
+            exhausted = isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            if asked_s is not None or exhausted:
+                return UploadResult((), asked_s or 0.0)
             raise translate(error, "upload") from error
-        except grpc.FutureCancelledError as error:  # the channel was rebuilt or closed
+        except grpc.FutureCancelledError as error:  # stopped, or the channel was rebuilt or closed
             raise translate(error, "upload") from error
         self._bulk.heard()
         return UploadResult(
@@ -191,7 +210,7 @@ class CloudClient:
         """Yields the running student (a manifest) and pool (a blob), then each change. Raises `CloudError`."""
         request = pb.WatchRequest(device_id=self._device_id, environment=self._environment)
         try:
-            with self._interruptible(self._main, lambda stub: stub.Watch(request)) as call:
+            with self._lasting.begin(self._main, lambda stub: stub.Watch(request)) as call:
                 for event in call:
                     self._main.heard()
                     if event.WhichOneof("change") == "student":
@@ -206,7 +225,7 @@ class CloudClient:
         """The blob's bytes from `offset` on. Raises `CloudError` when the link stalls for `stall_timeout_s`."""
         request = pb.FetchRequest(sha256=sha256, offset_bytes=offset)
         stalled = threading.Event()
-        with self._interruptible(self._bulk, lambda stub: stub.Fetch(request)) as call:
+        with self._lasting.begin(self._bulk, lambda stub: stub.Fetch(request)) as call:
 
             def stall() -> None:
                 stalled.set()
@@ -229,12 +248,6 @@ class CloudClient:
                 raise translate(error, "download") from error
             finally:
                 timer.cancel()
-
-
-def _pushback_s(error: grpc.Call) -> float:
-    """The server's hint of when to come again; 0 when it gives none."""
-    hints = [str(value) for key, value in error.trailing_metadata() or () if key == _PUSHBACK]
-    return int(hints[0]) / 1e3 if hints and hints[0].isdecimal() else 0.0
 
 
 def _refusal(refusal: Refusal) -> pb.Refusal:

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..models.checks import require_finite
-from ..models.errors import ConfigError
+from ..models.checks import check_environment_name, require_finite
+from ..models.errors import ConfigError, InputError
 from ..proto.limits import DEFAULT_PORT
+
+LEAST_MARGINS = 50
+"""Of the running version, that a threshold can be chosen among."""
 
 Objective = Literal["accuracy_target", "latency_bound"]
 
@@ -49,6 +52,11 @@ class SwitcherConfig:
             raise ConfigError(f"latency_bound_ms must be positive, got {self.latency_bound_ms}")
         if min(self.window, self.min_evidence, self.rebuild_every) < 1:
             raise ConfigError("window, min_evidence and rebuild_every must be at least 1")
+        if self.window < LEAST_MARGINS or self.min_evidence > 2 * self.window:
+            raise ConfigError(
+                f"window must be at least {LEAST_MARGINS} and half of min_evidence, or agreement is never estimable and "
+                f"every sample goes to the cloud; got window {self.window} and min_evidence {self.min_evidence}"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class AgentConfig:
         cloud: host:port of the cloud service.
         environment: where the device stands; letters, digits, dots, dashes, underscores.
         labels: first labels of the environment, if the cloud does not know it yet.
-        device_id: distinguishes devices of one environment.
+        device_id: distinguishes devices of one environment; empty: one made once and kept in `state_dir`.
         state_dir: holds the last good student and pool, partial downloads, and the samples that wait for upload.
         student: profile asked for when the environment is new; empty takes the cloud's default; `auto` the most
             accurate one that fits `device_profile` (and then `threads` is the profile's too).
@@ -81,7 +89,7 @@ class AgentConfig:
     cloud: str = f"127.0.0.1:{DEFAULT_PORT}"
     environment: str = "default"
     labels: tuple[str, ...] = ()
-    device_id: str = "device"
+    device_id: str = ""
     state_dir: Path = Path("edgefm-agent")
     student: str = ""
     device_profile: Path | None = None
@@ -99,6 +107,10 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         require_finite(self)
+        try:
+            check_environment_name(self.environment)
+        except InputError as error:
+            raise ConfigError(str(error)) from None
         if self.deadline_ms <= 0 or self.connect_timeout_s <= 0:
             raise ConfigError("deadline_ms and connect_timeout_s must be positive")
         if self.fps < 0 or self.max_pending < 1:

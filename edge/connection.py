@@ -14,6 +14,7 @@ from ..proto.limits import CHANNEL_OPTIONS
 from ..proto.v1 import edgefm_pb2_grpc as rpc
 
 T = TypeVar("T")
+_PUSHBACK = "grpc-retry-pushback-ms"
 _OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 
@@ -26,6 +27,12 @@ def translate(error: grpc.RpcError | grpc.FutureCancelledError, what: str) -> Cl
     if code == grpc.StatusCode.UNAVAILABLE:
         return CloudError(f"{what}: the cloud cannot be reached ({details})")
     return CloudError(f"{what}: {details}" + (f" [{code.name}]" if code else ""))
+
+
+def pushback_s(call: grpc.Call) -> float | None:
+    """The server's hint of when to come again; None when it gives none."""
+    hints = [str(value) for key, value in call.trailing_metadata() or () if key == _PUSHBACK]
+    return int(hints[0]) / 1e3 if hints and hints[0].isdecimal() else None
 
 
 class Connection:
@@ -87,7 +94,11 @@ class Connection:
     def judge(self, error: grpc.RpcError) -> None:
         """Takes a call's end in: unreachable counts as a failure, any word of the other side as heard."""
         code = error.code() if isinstance(error, grpc.Call) else None
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        if (
+            isinstance(error, grpc.Call) and pushback_s(error) is not None
+        ):  # only a server writes that, whatever the code
+            self.heard()
+        elif code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             self.failed()
         elif code is not None and code != grpc.StatusCode.CANCELLED:
             self.heard()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,6 +64,11 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Frame | Unreadable]: ...
     def __next__(self) -> Frame | Unreadable: ...
     def close(self) -> None: ...
+
+
+def sample_id_of(name: str) -> str:
+    """A file's name as text that can be written as UTF-8: bytes that are none of it become `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def readable(source: Iterable[Frame | Unreadable]) -> Iterator[Frame]:

@@ -1,6 +1,7 @@
 """The device's own copy of what it runs: blobs by content, the last good student and pool, and those before them.
 
 lock                                        held by the one process that uses the folder
+device-id                                   made once, for a device that is given no name
 blobs/<sha256>                              complete and verified; those that nothing below names are deleted
 partial/<sha256>                            a download under way; it resumes at its length
 environments/<name>/student.json            manifest of the last good student
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +24,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..models.cache import write_atomic
-from ..models.errors import InputError, ModelError, StoreError
+from ..models.errors import CloudError, InputError, ModelError, StoreError
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest, verify_file
 from .refusals import Refusal, Refusals
@@ -56,15 +58,34 @@ class StateLock:
         self._file.close()
 
 
-@contextmanager
-def existing_state(root: Path) -> Iterator[None]:
-    """Holds a state folder that is there already.
+def own_device_id(root: Path) -> str:
+    """Made at random once and kept: devices that share a name share one place in the cloud's queue, and pause alike.
 
     Raises:
-        InputError: it is not. StoreError: an agent is using it.
+        StoreError: the disk refuses.
     """
-    if not (root / "environments").is_dir():
+    path = root / "device-id"
+    with _on_disk(path):
+        kept = path.read_text(encoding="ascii", errors="ignore").strip() if path.exists() else ""
+    if not kept:
+        kept = f"device-{secrets.token_hex(6)}"
+        write_atomic(path, kept.encode())
+    return kept
+
+
+@contextmanager
+def existing_state(root: Path, environment: str = "") -> Iterator[None]:
+    """Holds a state folder that is there already, and has that environment if one is given.
+
+    Raises:
+        InputError: it is not, or has not. StoreError: an agent is using it.
+    """
+    environments = root / "environments"
+    if not environments.is_dir():
         raise InputError(f"{root} is no agent's state folder; give the agent's --state-dir")
+    if environment and not (environments / environment).is_dir():
+        there = ", ".join(sorted(path.name for path in environments.iterdir()))
+        raise InputError(f"{root} has no environment {environment!r}; it has {there or 'none'}")
     lock = StateLock(root)
     try:
         yield
@@ -93,10 +114,14 @@ class LocalState:
         """The verified file of a blob, fetched if it is not there; a broken download goes on where it stopped.
 
         Raises:
-            CloudError: from `fetch`. ModelError: what came is not what was promised (it is thrown away).
-            StoreError: the disk refused.
+            CloudError: from `fetch`, or it ended early. ModelError: what came is not what was promised (it is thrown
+                away). StoreError: the disk refused.
         """
         path, partial = self._root / "blobs" / ref.sha256, self._root / "partial" / ref.sha256
+        with _on_disk(path):
+            return self._blob(ref, fetch, path, partial)
+
+    def _blob(self, ref: BlobRef, fetch: Fetch, path: Path, partial: Path) -> Path:
         if path.exists():
             try:
                 verify_file(path, ref)
@@ -107,17 +132,14 @@ class LocalState:
         if offset > ref.size_bytes:
             partial.unlink()
             offset = 0
-        try:
-            with partial.open("ab") as file:
-                if offset < ref.size_bytes:
-                    for data in fetch(ref.sha256, offset):
-                        file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StoreError(f"cannot write {partial}: {error.strerror}; free space on the device") from error
+        with partial.open("ab") as file:
+            if offset < ref.size_bytes:
+                for data in fetch(ref.sha256, offset):
+                    file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         if partial.stat().st_size < ref.size_bytes:
-            raise ModelError(f"the download of {ref.name} ended early; it will go on from there")
+            raise CloudError(f"the download of {ref.name} ended early; it will go on from there")
         try:
             verify_file(partial, ref)
         except ModelError:
@@ -131,12 +153,10 @@ class LocalState:
         folder = self._environment / _folder_name(manifest)
         for ref in manifest.files:
             blob, target = self.blob(ref, fetch), folder / ref.name
-            try:
+            with _on_disk(target):
                 folder.mkdir(exist_ok=True)
                 target.unlink(missing_ok=True)
                 _link_or_copy(blob, target)
-            except OSError as error:
-                raise StoreError(f"cannot write {target}: {error.strerror}; free space on the device") from error
         return folder
 
     def remember(self, student: StudentManifest, pool: BlobRef) -> None:
@@ -151,7 +171,7 @@ class LocalState:
         """What ran last, or None on a fresh device.
 
         Raises:
-            ModelError: the state is damaged.
+            ModelError: the state is damaged. StoreError: it cannot be read.
         """
         return _read(self._environment, "")
 
@@ -163,7 +183,8 @@ class LocalState:
         """Makes the previous student, with one of the pools, the last good one; there is no way back any more."""
         self._write("", student, pool)
         for name in ("previous-student.json", "previous-pool.json"):
-            (self._environment / name).unlink(missing_ok=True)
+            with _on_disk(self._environment / name):
+                (self._environment / name).unlink(missing_ok=True)
         self.collect()
 
     def roll_back(self, reason: str) -> tuple[StudentManifest, StudentManifest]:
@@ -197,7 +218,7 @@ class LocalState:
                     if (found := _read(environment, prefix)) is not None:
                         wanted |= {ref.sha256 for ref in (*found[0].files, found[1])}
             last = self.last_good()
-        except ModelError:
+        except (ModelError, StoreError, OSError):
             return  # nobody knows what that one needs
         with suppress(OSError):
             for folder in (self._root / "blobs", self._root / "partial")[: 1 + downloads]:
@@ -216,6 +237,15 @@ class LocalState:
         return LabelPool.load(self.blob(ref, fetch))
 
 
+@contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    """Raises `StoreError` when the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; free space or mend the disk") from error
+
+
 def fit(student: StudentManifest, pool: LabelPool) -> bool:
     """Student and pool are of one FM."""
     return student.embedding_dim == pool.embeddings.shape[1] and student.foundation_model == pool.foundation_model
@@ -228,11 +258,13 @@ def no_fetch(sha256: str, offset: int) -> Iterator[bytes]:
 
 def _read(folder: Path, prefix: str) -> tuple[StudentManifest, BlobRef] | None:
     student, pool = folder / f"{prefix}student.json", folder / f"{prefix}pool.json"
-    if not student.exists() or not pool.exists():
-        return None
     try:
+        if not student.exists() or not pool.exists():
+            return None
         return StudentManifest.from_json(student.read_bytes()), BlobRef.model_validate_json(pool.read_bytes())
-    except (OSError, ValidationError, ModelError) as error:
+    except OSError as error:
+        raise StoreError(f"cannot read the state in {folder}: {error.strerror}") from error
+    except (ValidationError, ModelError) as error:
         raise ModelError(f"the state in {folder} is damaged: {error}; remove it to start afresh") from error
 
 

@@ -71,11 +71,12 @@ class AgentMetrics:
 
     @contextmanager
     def serve(self, host: str, port: int) -> Iterator[int]:
-        """Serves /metrics while it is entered; gives the port. Raises `ConfigError` when the address is taken."""
+        """Serves /metrics while it is entered; gives the port. Raises `ConfigError` when the address is taken or none."""
         try:
             server, thread = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise ConfigError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+        except (OSError, OverflowError) as error:  # the latter for a port above 65535
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError(f"cannot serve metrics on {host}:{port}: {reason}") from error
         try:
             yield server.server_port
         finally:

@@ -23,7 +23,7 @@ from ..models.errors import InputError, ModelError
 from ..models.runtime import OnnxModel
 from ..models.students import PROFILES, student_profile
 from ..models.versions import GRAPH_FILE
-from .local_state import LocalState
+from .local_state import LocalState, existing_state
 from .machine import peak_rss_mb, usable_cores
 
 WARM_UP_RUNS = 10
@@ -57,15 +57,17 @@ def find_students(folder: Path) -> dict[str, Path]:
 
     Raises:
         InputError: there is none.
-        ModelError: an agent's state is damaged.
+        ModelError: an agent's state is damaged. StoreError: the agent is running, or the disk refused.
     """
     found = {name: folder / name for name in PROFILES if (folder / name / GRAPH_FILE).is_file()}
     environments = folder / "environments"
-    for environment in sorted(environments.iterdir()) if environments.is_dir() else ():
-        state = LocalState(folder, environment.name)
-        last = state.last_good()
-        if last is not None and last[0].profile in PROFILES:
-            found.setdefault(last[0].profile, state.student_folder(last[0], _not_there))
+    if environments.is_dir():
+        with existing_state(folder):  # a running agent's files must not be linked anew
+            for environment in sorted(environments.iterdir()):
+                state = LocalState(folder, environment.name)
+                last = state.last_good()
+                if last is not None and last[0].profile in PROFILES:
+                    found.setdefault(last[0].profile, state.student_folder(last[0], _not_there))
     if not found:
         raise InputError(
             f"{folder} holds no student; make some with 'edgefm students export DIR' where the cloud is installed and "

@@ -172,7 +172,10 @@ def _client() -> tuple[Client, int]:
 def _checked(url: str) -> tuple[SplitResult, int]:
     """The parts and the port. The message repeats no part of the URL that could be a password."""
     form = "an MQTT sink is mqtt://[USER[:PASSWORD]@]HOST[:PORT]/TOPIC, or mqtts:// for TLS"
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # an address in brackets that is none
+        raise ConfigError(f"{form}; the host is not an address") from None
     if parts.scheme not in _PORTS:
         raise ConfigError(f"{form}; the scheme is {parts.scheme!r}")
     topic = unquote(parts.path[1:])

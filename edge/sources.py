@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..models.errors import ConfigError, InputError
-from .frames import Frame, Source, Unreadable
+from .frames import Frame, Source, Unreadable, sample_id_of
 from .video import LiveVideo, is_live, read_video
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -120,12 +120,13 @@ def _wanted(name: str, prefix: str) -> bool:
 
 
 def _read(name: str, path: Path) -> Frame | Unreadable:
+    sample_id = sample_id_of(name)
     try:
         if path.exists() and not path.is_file():
-            return Unreadable(name, "cannot-read", f"{path} is not a file")
-        return Frame(name, path.read_bytes())
+            return Unreadable(sample_id, "cannot-read", f"{path} is not a file")
+        return Frame(sample_id, path.read_bytes())
     except OSError as error:
-        return Unreadable(name, "cannot-read", f"cannot read {path}: {error.strerror}")
+        return Unreadable(sample_id, "cannot-read", f"cannot read {path}: {error.strerror}")
 
 
 def _read_folder(root: Path, prefix: str) -> Iterator[Frame | Unreadable]:
@@ -139,7 +140,7 @@ def _read_folder(root: Path, prefix: str) -> Iterator[Frame | Unreadable]:
         if _wanted(name, prefix):
             yield _read(name, path)
     for error in closed:
-        name = f"{os.path.relpath(error.filename, root)}/"
+        name = sample_id_of(f"{os.path.relpath(error.filename, root)}/")
         yield Unreadable(name, "cannot-read", f"cannot open the folder {error.filename}: {error.strerror}")
 
 
@@ -183,8 +184,8 @@ def _read_tar(path: Path, prefix: str) -> Iterator[Frame | Unreadable]:
                 if member.isfile() and _wanted(name, prefix) and (file := tar.extractfile(member)):
                     data = file.read()
                     images += 1
-                    yield Frame(name, data)
+                    yield Frame(sample_id_of(name), data)
         except _DAMAGED as error:
             ended = isinstance(error, EOFError) or str(error).startswith(("unexpected end", "empty", "truncated"))
             detail = f"{path} cannot be read past its image {images}: {error}; what came after is lost"
-            yield Unreadable(path.name, "truncated" if ended else "damaged", detail)
+            yield Unreadable(sample_id_of(path.name), "truncated" if ended else "damaged", detail)

@@ -9,16 +9,13 @@ from typing import Literal
 
 from ..models.versions import Calibration
 from .agreement import AgreementCurve, Evidence
-from .config import SwitcherConfig
+from .config import LEAST_MARGINS, SwitcherConfig
 from .thresholds import Costs, ThresholdTable
 from .window import Window
 
 Reason = Literal["margin", "audit", "cold-start", "infeasible", "link"]
 _MOVED = 0.1
 """Relative change of the predicted cloud time that makes the table out of date."""
-
-_MIN_WINDOW = 50
-"""Margins of the running version that a threshold can be chosen among."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ class Switcher:
             return
         if self._since_build >= self._config.rebuild_every:
             self._since_build = 0
-            self._curve = self._evidence.curve() if len(self._margins) >= _MIN_WINDOW else None
+            self._curve = self._evidence.curve() if len(self._margins) >= LEAST_MARGINS else None
         self._built_for_ms = cloud_ms
         costs = Costs(self._edge_ms, link.transit_ms, link.cloud_ms)
         self.table = ThresholdTable.build(self._margins.columns[0], self._curve, costs)

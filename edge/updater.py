@@ -193,6 +193,8 @@ class Updater:
             except EdgeFMError as error:  # CloudError, StoreError, or a ModelError for an event that makes no sense
                 if not self._stop.is_set():
                     log.warning("event=watch_interrupted reason=%s", str(error))
+            except Exception as error:  # without this thread the device would get no version any more, and say nothing
+                log.exception("event=watch_failed reason=%s", repr(error))
             if self.received_bytes > received or time.monotonic() - began_s > _PROGRESS_S:
                 self._backoff.reset()
             self._registered = False

@@ -61,6 +61,8 @@ class Uploader:
         with self._changed:
             self._closing_at_s = time.monotonic() + patience_s
             self._changed.notify()
+        self._thread.join(patience_s)
+        self._client.stop_uploads()  # one that began before may have minutes left
         self._thread.join()
         return self._spool.count(self._environment)
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 from PIL import Image
 
 from ..models.errors import InputError, MissingExtraError
-from .frames import Frame, Unreadable
+from .frames import Frame, Unreadable, sample_id_of
 
 if TYPE_CHECKING:
     import cv2
@@ -48,6 +48,7 @@ def read_video(path: Path, stride: int) -> Iterator[Frame | Unreadable]:
         MissingExtraError: OpenCV is not installed.
     """
     opencv = _opencv(path)
+    name = sample_id_of(path.name)
     capture = opencv.VideoCapture(str(path), opencv.CAP_FFMPEG)
     try:
         counted = path.suffix.lower() not in _UNCOUNTED
@@ -58,13 +59,13 @@ def read_video(path: Path, stride: int) -> Iterator[Frame | Unreadable]:
                 taken, pixels = capture.retrieve()
                 if not taken:
                     break
-                yield Frame(f"{path.name}#{number:08d}", _picture(opencv, pixels))
+                yield Frame(f"{name}#{number:08d}", _picture(opencv, pixels))
             number += 1
         if number == 0:
             raise InputError(f"{path} is not a video that can be decoded: damaged, or of a format OpenCV does not know")
         if promised - number > max(2, _COUNT_SLACK * promised):
             detail = f"{path} ends after {number} of the {promised} frames its header promises"
-            yield Unreadable(f"{path.name}#{number:08d}", "truncated", detail)
+            yield Unreadable(f"{name}#{number:08d}", "truncated", detail)
     finally:
         capture.release()
 
@@ -97,6 +98,7 @@ class LiveVideo:
         self.skipped = 0
         self.reopened = 0
         self._number = 0
+        self._last_s = time.monotonic()
         self._latest: Frame | None = None
         self._error: InputError | None = None
         self._came = threading.Condition()
@@ -141,7 +143,21 @@ class LiveVideo:
             capture = opencv.VideoCapture(self._target, opencv.CAP_FFMPEG, parameters)
         return capture if capture.isOpened() else None
 
-    def _run(self, capture: cv2.VideoCapture | None) -> None:
+    def _run(self, capture: cv2.VideoCapture) -> None:
+        try:
+            self._capture(capture)
+            error = InputError(
+                f"{self._name} stopped after {self._number} frames and did not come back in {self._patience_s:g} s"
+            )
+        except Exception as fault:  # OpenCV's own, or a picture that is none
+            error = InputError(f"{self._name} failed after {self._number} frames: {fault!r}")
+        with self._came:
+            if not self._stop.is_set():
+                self._error = error
+            self._came.notify_all()
+
+    def _capture(self, capture: cv2.VideoCapture | None) -> None:
+        """Until `close`, or until the stream is gone for good."""
         while capture is not None:
             while not self._stop.is_set():
                 came, pixels = capture.read()
@@ -153,16 +169,10 @@ class LiveVideo:
                 return
             log.warning("event=source_stopped source=%s frames=%d", self._name, self._number)
             capture = self._reopen()
-        with self._came:
-            if not self._stop.is_set():
-                self._error = InputError(
-                    f"{self._name} stopped after {self._number} frames and did not come back in {self._patience_s:g} s"
-                )
-            self._came.notify_all()
 
     def _reopen(self) -> cv2.VideoCapture | None:
-        """None when patience is at its end, or on `close`."""
-        until, attempts = time.monotonic() + self._patience_s, 0
+        """None when patience is at its end, counted from the last frame, or on `close`."""
+        until, attempts = self._last_s + self._patience_s, 0
         while time.monotonic() < until:
             if self._stop.wait(_PAUSE_S[min(attempts, len(_PAUSE_S) - 1)]):
                 return None
@@ -179,6 +189,7 @@ class LiveVideo:
             self.skipped += self._latest is not None
             self._latest = Frame(f"{self._name}#{self._number:08d}", picture)
             self._number += 1
+            self._last_s = time.monotonic()
             self._came.notify_all()
 
 
@@ -199,7 +210,10 @@ def _picture(opencv: ModuleType, pixels: np.ndarray) -> Image.Image:
 
 
 def _without_password(source: str) -> str:
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+    except ValueError:  # an address in brackets that is none; what follows the scheme may hold a password
+        return source.partition("://")[0] + "://..."
     if not parts.netloc:
         return source
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

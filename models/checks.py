@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import fields
 
-from .errors import ConfigError
+from .errors import ConfigError, InputError
+
+_LONGEST_NAME = 64  # the contract's `MAX_NAME_LENGTH`
+ENVIRONMENT_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST_NAME - 1}}}")
+
+
+def check_environment_name(name: str) -> str:
+    """Raises `InputError` unless the name can safely name a folder."""
+    if not ENVIRONMENT_NAME.fullmatch(name):
+        raise InputError(
+            f"an environment's name has letters, digits, dots, dashes and underscores, starts with a letter or digit "
+            f"and has at most {_LONGEST_NAME} of them; got {name!r}"
+        )
+    return name
 
 
 def require_finite(config: object) -> None:

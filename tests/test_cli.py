@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import MISSING, fields, is_dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import click
@@ -51,12 +53,12 @@ def toml(tmp_path: Path):
 
 
 def test_flags_go_over_the_file_over_the_defaults(toml):
-    path = toml('[agent]\nfps = 5\nenvironment = "yard"\n[agent.switcher]\naudit_share = 0.1\nwindow = 50\n')
-    flags = {"fps": 7.0, "switcher.accuracy_target": 0.9, "switcher.window": 60, "labels": None, "environment": None}
+    path = toml('[agent]\nfps = 5\nenvironment = "yard"\n[agent.switcher]\naudit_share = 0.1\nwindow = 80\n')
+    flags = {"fps": 7.0, "switcher.accuracy_target": 0.9, "switcher.window": 90, "labels": None, "environment": None}
     config = load_config(AgentConfig, "agent", path, flags)
     assert (config.fps, config.environment, config.deadline_ms) == (7.0, "yard", AgentConfig().deadline_ms)
     switcher = config.switcher
-    assert (switcher.audit_share, switcher.accuracy_target, switcher.window) == (0.1, 0.9, 60)
+    assert (switcher.audit_share, switcher.accuracy_target, switcher.window) == (0.1, 0.9, 90)
     assert switcher.min_evidence == SwitcherConfig().min_evidence
 
 
@@ -259,6 +261,8 @@ def image(tmp_path, make_picture) -> Path:
         (4, ["agent", "nowhere"], "nowhere"),
         (4, ["agent", "camera:63"], "cannot open camera:63"),
         (2, ["agent", "images", "--mqtt", "mqtt://host"], "the topic is missing"),
+        (2, ["agent", "images", "--mqtt", "mqtt://[::1/topic"], "the host is not an address"),
+        (4, ["agent", "rtsp://me:secret@[::1/live"], "cannot open rtsp://..."),
         (2, ["agent", "images", "--fps", "nan"], "fps must be a finite number, got nan"),
         (2, ["agent", "images", "--stride", "2"], "stride"),
         (2, ["agent", "images", "--student", "auto"], "edgefm profile"),
@@ -269,6 +273,9 @@ def image(tmp_path, make_picture) -> Path:
         (4, ["agent", "empty"], "empty"),
         (2, ["agent", "images", "--config", "none.toml"], "none.toml"),
         (2, ["agent", "images", "--audit-share", "2"], "audit_share"),
+        (2, ["agent", "images", "-e", "../../x"], "an environment's name"),
+        (2, ["agent", "images", "-c", "narrow.toml"], "got window 49 and min_evidence 20"),
+        (2, ["agent", "images", "-c", "wanting.toml"], "got window 50 and min_evidence 101"),
         (2, ["agent", "images", "--objective", "speed"], "speed"),
         (2, ["agent", "images", "--labels", "@none"], "none"),
         (6, ["agent", "images", "-o", "images/a.jpg/answers"], "images/a.jpg/answers"),
@@ -276,6 +283,8 @@ def image(tmp_path, make_picture) -> Path:
         (2, ["agent", "images", "--spool-bytes", "0"], "spool_bytes"),
         (4, ["device", "rollback", "--state-dir", "nowhere"], "nowhere"),
         (4, ["device", "rollback", "--state-dir", "empty", "-e", "yard"], "empty is no agent's state folder"),
+        (4, ["device", "rollback", "--state-dir", "state", "-e", "yrad"], "has no environment 'yrad'; it has yard"),
+        (2, ["device", "rollback", "--state-dir", "state", "-e", "../../x"], "an environment's name"),
         (4, ["device", "purge", "--state-dir", "nowhere"], "nowhere"),
         (7, ["labels", "list", "--cloud", NOBODY], "cloud"),
         (7, ["rollback", "yard", "--cloud", NOBODY], "cloud"),
@@ -285,23 +294,37 @@ def image(tmp_path, make_picture) -> Path:
         (2, ["cloud", "--port", "0", "--fm", "clip"], "'clip'"),
         (2, ["cloud", "--port", "0", "--config", "cloud.toml"], "max_bach"),
         (5, ["cloud", "--port", "0", "--fm", "openclip:ViT-B-32//none.pt"], "/none.pt"),
+        (6, ["bench", "students", "--data", "nowhere", "--json", "images/a.jpg/r.json"], "images/a.jpg/r.json"),
         (4, ["demo", "--data", "nowhere"], "nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_errors_are_one_line_with_a_code_of_their_own(tmp_path, image, code, arguments, says):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "state" / "environments" / "yard").mkdir(parents=True)
     (tmp_path / "fast.toml").write_text("[agent]\nconnect_timeout_s = 0.3\n")
+    (tmp_path / "narrow.toml").write_text("[agent.switcher]\nwindow = 49\nmin_evidence = 20\n")
+    (tmp_path / "wanting.toml").write_text("[agent.switcher]\nwindow = 50\nmin_evidence = 101\n")
     (tmp_path / "cloud.toml").write_text("[cloud]\nmax_bach = 3\n")
     ended = _edgefm(*arguments, cwd=tmp_path)
     assert ended.returncode == code, ended
     assert ended.stderr.startswith("edgefm: ") and ended.stderr.count("\n") == 1 and says in ended.stderr, ended
     assert ended.stdout == ""
+    assert [path.name for path in (tmp_path / "state" / "environments").iterdir()] == ["yard"]
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["agent"], ["agent", "x", "--fpps", "3"], ["agent", "x", "--fps", "fast"], ["clod"], ["labels", "add"]],
+    [
+        ["agent"],
+        ["agent", "x", "--fpps", "3"],
+        ["agent", "x", "--fps", "fast"],
+        ["clod"],
+        ["labels", "add"],
+        ["agent", "x", "--limit", "-1"],
+        ["rollback", "yard", "--to", "-1"],
+        ["profile", "x", "--threads", "0"],
+    ],
 )
 def test_a_wrong_command_line_is_a_wrong_setting(arguments):
     ended = _edgefm(*arguments)
@@ -326,6 +349,60 @@ def test_ctrl_c_has_its_code_and_no_traceback(tmp_path, image):
 
 
 # ---- a real cloud, a real agent
+
+
+class _Stalling(BaseHTTPRequestHandler):
+    """A network camera that sends one picture in a hundred copies, and then nothing more."""
+
+    picture = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(self.picture)}\r\n\r\n".encode()
+        self.wfile.write((head + self.picture + b"\r\n") * 100)
+        self.rfile.read()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stalling_stream(make_picture) -> Iterator[str]:
+    _Stalling.picture = encode_jpeg(make_picture(0))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Stalling)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/live"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_signal_ends_a_run_cleanly(start_cloud, stalling_stream, tmp_path, image):
+    cloud = start_cloud("--labels", "tabby cat, dog", "--student", "lite0-64")
+    (image / "list.txt").write_text("a.jpg\n" * 1000)
+    for number, source, code in (
+        (signal.SIGINT, str(image / "list.txt"), INTERRUPTED),
+        (signal.SIGTERM, stalling_stream, 0),
+    ):
+        answers = tmp_path / f"{code}.jsonl"
+        command = [sys.executable, "-m", "edgefm.deploy.cli", "agent", source, "--fps", "20", "-o", str(answers)]
+        command += ["--cloud", cloud.target]
+        with subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            deadline = time.monotonic() + 60
+            while not answers.exists() or not answers.read_text():
+                assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+                time.sleep(0.05)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+        assert process.returncode == code and "Traceback" not in err, (process.returncode, out, err)
+        summary = json.loads(out)
+        assert 0 < summary["frames"] == len(answers.read_text().splitlines()) < 1000
 
 
 def test_labels_and_an_agent_from_the_command_line(start_cloud, make_broker, tmp_path, image, make_picture):

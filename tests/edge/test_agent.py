@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from edgefm.edge.agent import Agent, Summary
 from edgefm.edge.config import AgentConfig, SwitcherConfig
 from edgefm.edge.frames import Frame, Unreadable
+from edgefm.edge.metrics import AgentMetrics
 from edgefm.edge.operator import Operator
 from edgefm.edge.records import Answer
 from edgefm.edge.sinks import JsonLines
@@ -153,6 +155,46 @@ def test_the_rate_of_frames_is_kept(configure, frames):
     assert 0.45 < answers[-1].time_s - answers[0].time_s < 2.0
 
 
+def test_a_frame_is_taken_when_its_time_has_come(configure, frames):
+    """A camera's frame that waits for its turn in the agent is old when it is answered."""
+    events: list[float] = []
+
+    def source() -> Iterator[Frame]:
+        for frame in frames(4):
+            events.append(time.monotonic())
+            yield frame
+
+    with Agent(configure(switcher=LOCAL, fps=2.0)) as agent:
+        agent.run(source(), lambda _: events.append(time.monotonic()))
+    pauses = [taken - answered for answered, taken in zip(events[1::2], events[2::2], strict=False)]
+    assert len(pauses) == 3 and max(pauses) > 0.2
+
+
+def test_what_waits_and_was_dropped_can_be_scraped_while_it_runs(configure, frames):
+    config = configure("scraped", switcher=LOCAL, upload="all", upload_bytes_per_day=1, spool_bytes=4000)
+    with Agent(config) as agent:
+        metrics = AgentMetrics(agent.current_summary)
+        agent.run(iter(frames(10)), lambda _: None)
+        waiting = metrics.registry.get_sample_value("edgefm_agent_spool_samples") or 0
+        dropped = metrics.registry.get_sample_value("edgefm_agent_uploads_dropped_total") or 0
+    assert waiting > 0 < dropped and waiting + dropped == 10
+    assert (agent.summary.uploads_left, agent.summary.uploads_dropped) == (waiting, dropped)
+
+
+def test_a_run_that_is_stopped_answers_what_it_has_taken(configure, frames):
+    answers: list[Answer] = []
+
+    def source() -> Iterator[Frame]:
+        for number, frame in enumerate(frames(20)):
+            if number == 5:
+                threading.Thread(target=agent.stop).start()
+            yield frame
+
+    with Agent(configure(fps=20.0)) as agent:
+        summary = agent.run(source(), answers.append)
+    assert 6 <= summary.frames == len(answers) < 20
+
+
 # ---- changes while it runs
 
 
@@ -267,6 +309,18 @@ def test_a_student_that_fails_with_none_before_it_ends_the_run_with_its_error(cl
     bright = Frame("bright", Image.new("RGB", (64, 64), (250, 250, 250)))
     with Agent(fresh) as agent, pytest.raises(ModelError, match="out of data bounds"):
         agent.run([bright], lambda answer: None)
+
+
+def test_a_device_without_a_name_makes_one_and_keeps_it(configure, caplog):
+    caplog.set_level(logging.INFO, "edgefm.cloud")
+    for _ in range(2):
+        with Agent(configure("named")) as agent:
+            assert f"event=device device={agent._config.device_id} environment=named" in caplog.text
+            caplog.clear()
+            name = (agent._config.state_dir / "device-id").read_text()
+            assert agent._config.device_id == name
+    with Agent(configure("named", device_id="cam-7")) as agent:
+        assert agent._config.device_id == "cam-7"
 
 
 def test_a_second_agent_on_the_same_state_is_told_so(configure):

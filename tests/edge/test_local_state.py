@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from edgefm.edge.local_state import LocalState, StateLock
+from edgefm.edge.local_state import LocalState, StateLock, own_device_id
 from edgefm.models.errors import CloudError, InputError, ModelError, StoreError
 from edgefm.models.images import Preprocess
 from edgefm.models.pool import LabelPool, normalise
@@ -88,7 +88,7 @@ def test_what_ends_early_is_kept_for_the_next_time(state):
     ref, origin = BlobRef.of("head.bin", data), Origin(data)
     short = Origin()
     short.blobs[ref.sha256] = data[:2000]
-    with pytest.raises(ModelError, match=r"head\.bin ended early"):
+    with pytest.raises(CloudError, match=r"head\.bin ended early"):
         state.blob(ref, short)
     assert state.blob(ref, origin).read_bytes() == data and origin.asked == [2000]
 
@@ -177,6 +177,25 @@ def test_a_disk_that_refuses_is_a_store_error(tmp_path, state):
         state.student_folder(manifest_of(0, ref), Origin(data))
 
 
+@pytest.mark.parametrize("folder", ["blobs", "partial"])
+def test_what_is_in_the_way_of_a_blob_is_a_store_error(tmp_path, state, folder):
+    data = data_of(100)
+    ref = BlobRef.of("head.bin", data)
+    (tmp_path / "state" / folder / ref.sha256).mkdir()
+    with pytest.raises(StoreError, match=f"cannot write .*{ref.sha256}"):
+        state.blob(ref, Origin(data))
+
+
+def test_a_state_that_can_be_neither_read_nor_deleted_is_a_store_error(tmp_path, state):
+    state.remember(manifest_of(1), POOL)
+    (tmp_path / "state" / "environments" / "yard" / "previous-student.json").mkdir()
+    (tmp_path / "state" / "environments" / "yard" / "previous-pool.json").write_text("{}")
+    with pytest.raises(StoreError, match="cannot read the state"):
+        state.previous()
+    with pytest.raises(StoreError, match=r"cannot write .*previous-student\.json"):
+        state.go_back(manifest_of(1), POOL)
+
+
 # ---- what is kept, and the way back
 
 
@@ -258,6 +277,17 @@ def test_rolling_back_takes_the_previous_pool_where_the_present_one_does_not_fit
     keep(state, 2, origin, data_of(500, 2), dim=16)
     state.roll_back("it was worse")
     assert state.last_good() == before and before is not None and before[0] == first
+
+
+def test_a_device_s_own_name_is_made_once(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    names = [own_device_id(tmp_path / folder) for folder in ("a", "b", "a", "b")]
+    assert names[:2] == names[2:] and names[0] != names[1] and names[0].startswith("device-")
+    (tmp_path / "a" / "device-id").write_bytes(b"")  # a power cut
+    assert own_device_id(tmp_path / "a") not in ("", names[0])
+    with pytest.raises(StoreError, match=r"cannot write .*device-id"):
+        own_device_id(tmp_path / "nowhere" / ("x" * 300))
 
 
 def test_a_state_folder_is_one_process_s(tmp_path):

@@ -99,3 +99,11 @@ def test_a_taken_address_is_named():
             metrics.serve("127.0.0.1", port),
         ):
             pass
+
+
+def test_a_port_that_is_none_is_named():
+    with (
+        pytest.raises(ConfigError, match=r"cannot serve metrics on 127\.0\.0\.1:65536: .*65535"),
+        AgentMetrics(Summary).serve("127.0.0.1", 65536),
+    ):
+        pass

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from edgefm.edge.agent import Agent
 from edgefm.edge.config import AgentConfig
+from edgefm.edge.local_state import StateLock
 from edgefm.edge.machine import peak_rss_mb, usable_cores
 from edgefm.edge.profiler import ProfileOptions, find_students, measure_student, profile_students
-from edgefm.models.errors import InputError, ModelError
+from edgefm.models.errors import InputError, ModelError, StoreError
 
 QUICK = ProfileOptions(threads=(1,), frame_size=(320, 240), runs=30)
 
@@ -35,6 +36,13 @@ def exported(state, tmp_path_factory) -> Path:
 def test_students_are_found_in_an_agent_s_state_and_in_an_exported_folder(state, exported):
     assert list(find_students(state)) == ["lite0-64"]
     assert find_students(exported) == {"lite0-64": exported / "lite0-64"}
+
+
+def test_a_running_agent_s_files_are_left_alone(state):
+    lock = StateLock(state)
+    with pytest.raises(StoreError, match="another agent is using"):
+        find_students(state)
+    lock.release()
 
 
 def test_a_folder_without_students(tmp_path):

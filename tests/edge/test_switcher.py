@@ -220,7 +220,9 @@ def test_the_table_is_rebuilt_when_the_link_moves():
 
 
 def test_the_window_forgets():
-    stream = Stream(Switcher(SwitcherConfig(objective="latency_bound", latency_bound_ms=30.0, window=50)))
+    stream = Stream(
+        Switcher(SwitcherConfig(objective="latency_bound", latency_bound_ms=30.0, window=50, min_evidence=100))
+    )
     stream.run(200)
     assert stream.switcher.table is not None and len(stream.switcher.table.thresholds) == 51
 

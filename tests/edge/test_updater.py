@@ -198,6 +198,24 @@ def test_watching_goes_on_after_the_cloud_was_away(updating, cloud, until):
     assert taken(updater, until).pool.labels[-1] == "teapot"
 
 
+def test_a_fault_of_its_own_does_not_end_the_watch(updating, cloud, until, caplog):
+    updater, _ = updating()
+    watch, faults = updater._client.watch, iter((ZeroDivisionError("a bug"),))
+
+    def faulty():
+        for fault in faults:
+            raise fault
+        return watch()
+
+    updater._client.watch = faulty
+    cloud.stop()
+    cloud.start()
+    until(lambda: "event=watch_failed" in caplog.text)
+    with Operator(cloud.target) as operator:
+        operator.add_labels(ENVIRONMENT, ["toaster"])
+    assert taken(updater, until).pool.labels[-1] == "toaster"
+
+
 # ---- starting with less than all
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -98,6 +99,37 @@ def test_a_full_cloud_is_left_alone_as_long_as_it_asks(scripted, upload, spool, 
     fill(uploader, 9)
     assert uploader.close(20.0) == 9  # and closing does not press it either
     assert len(scripted.seen) == seen
+
+
+def test_closing_ends_an_upload_that_has_minutes_left(scripted, upload, spool, until):
+    release, ended = threading.Event(), threading.Event()
+
+    def stall(requests: list[pb.UploadRequest], _: object) -> pb.UploadResponse:
+        release.wait(30)
+        ended.set()
+        return pb.UploadResponse()
+
+    scripted.upload = stall
+    uploader = upload(scripted.port)
+    fill(uploader, 3)
+    until(lambda: scripted.seen)
+    try:
+        assert uploader.close(0.2) == 3 and not ended.is_set()
+    finally:
+        release.set()
+
+
+def test_a_cloud_whose_store_fails_is_left_alone_and_its_connection_kept(scripted, upload, until):
+    def refuse(requests: list[pb.UploadRequest], context: grpc.ServicerContext) -> pb.UploadResponse:
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", "60000"),))
+        context.abort(grpc.StatusCode.UNAVAILABLE, "the disk is full")
+
+    scripted.upload = refuse
+    uploader = upload(scripted.port)
+    fill(uploader, 1)
+    until(lambda: uploader._again_at_s > 0)
+    assert uploader._asked_to_wait and 50 < uploader._again_at_s - time.monotonic() <= 60
+    assert uploader._client._bulk._failures == 0
 
 
 def test_a_cloud_that_is_away_costs_nothing_and_the_next_run_goes_on(scripted, upload, spool, unused_port):

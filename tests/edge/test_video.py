@@ -225,6 +225,37 @@ def test_a_stream_that_does_not_come_back_is_an_error(camera, caplog):
     source.close()
 
 
+def test_patience_counts_from_the_last_frame_and_not_from_the_last_opening(video, until):
+    class Silent(LiveVideo):
+        """Once it has stopped, it can be opened and gives no frame."""
+
+        def _open(self):
+            capture = super()._open()
+            while self._number and capture is not None and capture.grab():
+                pass
+            return capture
+
+    source = Silent(str(video), patience_s=1.0)
+    until(lambda: source._error is not None, 20)
+    next(source)
+    with pytest.raises(InputError, match="did not come back in 1 s"):
+        next(source)
+    assert source.reopened >= 1
+    source.close()
+
+
+def test_a_fault_of_the_capture_reaches_who_waits_for_a_frame(camera, until):
+    class Faulty(LiveVideo):
+        def _offer(self, picture: Image.Image) -> None:
+            raise MemoryError("no room for a picture")
+
+    source = Faulty(camera.url)
+    until(lambda: source._error is not None, 20)
+    with pytest.raises(InputError, match=r"failed after 0 frames: MemoryError\('no room"):
+        next(source)
+    source.close()
+
+
 @pytest.mark.parametrize("source", ["camera:63", "rtsp://me:secret@127.0.0.1:1/live", "http://127.0.0.1:1/live"])
 def test_what_cannot_be_opened_is_an_error_at_once(source):
     with pytest.raises(InputError, match=r"cannot open (camera:63|rtsp://127|http://127)") as refused:
