@@ -28,7 +28,7 @@ from ..models.errors import (
 )
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest
-from ..proto.limits import FETCH_CHUNK_BYTES, MAX_IMAGE_BYTES, MAX_LABELS_PER_CALL, PROTOCOL_VERSION
+from ..proto.limits import FETCH_CHUNK_BYTES, MAX_IMAGE_BYTES, MAX_LABELS_PER_CALL, PROTOCOL_VERSION, PUSHBACK_KEY
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
 from .drift import Observation
@@ -49,8 +49,8 @@ MAX_UPLOADS_IN_FLIGHT = 16
 DEFAULT_TOP_K = 5
 KEEP_PATIENCE_S = 0.5
 """How long an answer waits for its sample to be stored; after that it goes without."""
-STORE_RETRY_MS = 5000
-PUSHBACK = "grpc-retry-pushback-ms"
+UPLOAD_RETRY_MS = 5000
+"""When an upload that store or model failed may come again."""
 REFUSALS = 20
 """Remembered of each environment, for an operator."""
 
@@ -167,7 +167,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
     async def Upload(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadRequest], context: Context
     ) -> pb.UploadResponse:
-        acks: dict[int, pb.UploadAck | None] = {}  # by place in the stream; None while it is not taken
+        acks: dict[int, pb.UploadAck] = {}  # by place in the stream
         postponed: list[EdgeFMError] = []
         room = asyncio.Semaphore(MAX_UPLOADS_IN_FLIGHT)
         peer = context.peer()
@@ -175,24 +175,24 @@ class EdgeFMService(rpc.EdgeFMServicer):
         async def take(place: int, request: pb.UploadRequest) -> None:
             try:
                 acks[place] = await self._upload(request, request.device_id or peer)
-            except EdgeFMError as error:  # not the sample's fault: unacknowledged, so that it is sent again
+            except EdgeFMError as error:  # not the sample's fault
                 log.error("event=upload_postponed device=%s reason=%s", request.device_id, error)
                 postponed.append(error)
+                acks[place] = _postponed_ack(request.upload_id, error)
             finally:
                 room.release()
 
         async with _TaskSet() as tasks:
+            place = 0
             async for request in request_iterator:
                 await room.acquire()
                 if postponed:
                     break
-                place = len(acks)
-                acks[place] = None
                 tasks.start(take(place, request))
-        taken = [ack for ack in acks.values() if ack is not None]
-        if postponed and not taken:
+                place += 1
+        if postponed and len(postponed) == len(acks):
             await _come_again(context, postponed[0])
-        return pb.UploadResponse(acks=taken)
+        return pb.UploadResponse(acks=[acks[place] for place in sorted(acks)])
 
     async def _upload(self, request: pb.UploadRequest, owner: str) -> pb.UploadAck:
         """Raises `EdgeFMError` when the sample may be sent again."""
@@ -368,13 +368,21 @@ def _query_error(error: EdgeFMError) -> pb.QueryError:
     return pb.QueryError(code=code, message=str(error), retry_after_ms=retry_after_ms)
 
 
+def _postponed_ack(upload_id: int, error: EdgeFMError) -> pb.UploadAck:
+    overloaded = isinstance(error, OverloadedError)
+    code = pb.QueryError.CODE_OVERLOADED if overloaded else pb.QueryError.CODE_INTERNAL
+    told = pb.QueryError(code=code, message=str(error), retry_after_ms=_retry_ms(error))
+    return pb.UploadAck(upload_id=upload_id, error=told)
+
+
+def _retry_ms(error: EdgeFMError) -> int:
+    return error.retry_after_ms if isinstance(error, OverloadedError) else UPLOAD_RETRY_MS
+
+
 async def _come_again(context: Context, error: EdgeFMError) -> NoReturn:
     """Nothing was taken; the trailing metadata says when to come again."""
-    overloaded = isinstance(error, OverloadedError)
-    retry_ms = error.retry_after_ms if isinstance(error, OverloadedError) else STORE_RETRY_MS
-    context.set_trailing_metadata(((PUSHBACK, str(retry_ms)),))
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED if overloaded else grpc.StatusCode.UNAVAILABLE
-    await context.abort(code, str(error))
+    context.set_trailing_metadata(((PUSHBACK_KEY, str(_retry_ms(error))),))
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
 
 async def _abort(context: Context, error: EdgeFMError) -> NoReturn:

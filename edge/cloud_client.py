@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ..models.errors import CloudError, InputError, ModelError
 from ..models.versions import BlobRef, StudentManifest
-from ..proto.limits import PROTOCOL_VERSION
+from ..proto.limits import PROTOCOL_VERSION, PUSHBACK_KEY
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
 from .connection import Connection, translate
@@ -21,7 +21,6 @@ from .queries import Completion, Queries, StudentAnswer
 from .refusals import Refusal
 
 C = TypeVar("C", bound=grpc.RpcContext)
-_PUSHBACK = "grpc-retry-pushback-ms"
 _REPORT_TIMEOUT_S = 10.0
 _NOT_FOR_GOOD = (pb.QueryError.CODE_UNKNOWN_ENVIRONMENT, pb.QueryError.CODE_OVERLOADED, pb.QueryError.CODE_INTERNAL)
 """What may be otherwise later: a cloud that has lost its data learns of the environment again when a device registers."""
@@ -233,7 +232,7 @@ class CloudClient:
 
 def _pushback_s(error: grpc.Call) -> float:
     """The server's hint of when to come again; 0 when it gives none."""
-    hints = [str(value) for key, value in error.trailing_metadata() or () if key == _PUSHBACK]
+    hints = [str(value) for key, value in error.trailing_metadata() or () if key == PUSHBACK_KEY]
     return int(hints[0]) / 1e3 if hints and hints[0].isdecimal() else 0.0
 
 

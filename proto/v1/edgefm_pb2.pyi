@@ -459,7 +459,9 @@ class UploadAck(_message.Message):
     """the store had it already"""
     @_builtins.property
     def error(self) -> Global___QueryError:
-        """set: refused for good, do not send it again"""
+        """Set: not kept. BAD_IMAGE and INVALID_REQUEST are for good; after UNKNOWN_ENVIRONMENT, OVERLOADED and INTERNAL it may
+        be sent again, once `retry_after_ms` have passed.
+        """
 
     def __init__(
         self,
