@@ -18,7 +18,6 @@ from ..models.errors import (
     LabelError,
     LabelExistsError,
     LabelMissingError,
-    ModelError,
     StoreError,
 )
 from ..models.foundation import FoundationModel, build_pool
@@ -77,11 +76,14 @@ class Environments:
             ConfigError: the data_dir was made with another FM.
         """
         self._lock.take()
+        await self._in_thread(self.drift.clear_leftovers)
         await self.keeper.start()
         unusable = (await self._in_thread(repair, self.registry)).unusable
         for name in self.registry.environments():
             if name not in unusable:
-                await self._in_thread(self._load, name)
+                current = await self._in_thread(self._load, name)
+                if current is not None:
+                    await self._run_student(current)
         if not self._config.labels:
             return
         if BASE not in self._pools:
@@ -172,7 +174,7 @@ class Environments:
                 manifest = await self._in_thread(
                     publish_version0, self.registry, self.model, environment, profile.name, pool.version
                 )
-            self._run_student(manifest, manifest.samples)
+            await self._run_student(manifest)
             log.info("event=registered environment=%s labels=%d student=%s", environment, len(wanted), profile.name)
             return list(pool.warnings)
 
@@ -244,9 +246,14 @@ class Environments:
             return
         alarm = self.drift.observe(environment, student_version, pool_version, observation)
         if alarm is not None:
-            self._follow_up(self.trainer.drifted(environment, alarm.since))
-        if alarm is not None or self.drift.worth_saving(environment):
+            self._follow_up(self._alarmed(environment, alarm.since, self.drift.snapshot(environment)))
+        elif self.drift.worth_saving(environment):
             self._follow_up(self._save_drift(environment, self.drift.snapshot(environment)))
+
+    async def _alarmed(self, environment: str, since: float, snapshot: bytes) -> None:
+        """The run first: a restart in between raises the alarm again instead of losing the run."""
+        await self.trainer.drifted(environment, since)
+        await self._save_drift(environment, snapshot)
 
     async def _save_drift(self, environment: str, snapshot: bytes) -> None:
         try:
@@ -264,11 +271,11 @@ class Environments:
         self.drift.begin(manifest.environment, manifest.version, self._pools[manifest.environment][0].version)
         self._notify(manifest.environment)
 
-    def _run_student(self, manifest: StudentManifest, samples: int) -> None:
-        """Its first student, or the one found on the disk; `samples` those that the latest version learned from."""
+    async def _run_student(self, manifest: StudentManifest) -> None:
+        """Its first student, or the one found on the disk."""
         self._students[manifest.environment] = manifest
         self.drift.begin(manifest.environment, manifest.version, self._pools[manifest.environment][0].version)
-        self.trainer.watch(manifest.environment, samples)
+        await self.trainer.watch(manifest.environment)
 
     # ---- watching
 
@@ -290,7 +297,7 @@ class Environments:
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
-    def _load(self, name: str) -> None:
+    def _load(self, name: str) -> StudentManifest | None:
         self._pools[name] = self.registry.pool(name)
         made_with = self._pools[name][0].foundation_model
         if made_with != self.model.name:
@@ -299,14 +306,7 @@ class Environments:
                 "start the cloud with that FM or with another --data-dir"
             )
         # A registration that was cut short has left a pool and no version: it is repeated by the next device.
-        versions = self.registry.versions(name)
-        if name != BASE and versions:
-            current = self.registry.current(name)
-            try:
-                learned_from = self.registry.manifest(name, versions[-1]).samples
-            except ModelError:  # told by the repairs
-                learned_from = current.samples
-            self._run_student(current, learned_from)
+        return self.registry.current(name) if name != BASE and self.registry.versions(name) else None
 
     async def _set_pool(self, name: str, labels: Sequence[str]) -> tuple[LabelPool, BlobRef]:
         pool = await self._in_thread(build_pool, self.model, labels)

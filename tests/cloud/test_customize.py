@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from edgefm.cloud.customize import RESULT_FILE, Job, Outcome
 from edgefm.cloud.environments import BASE, Environments
 from edgefm.cloud.learning import held_out_mask
 from edgefm.cloud.store import SampleStore
-from edgefm.cloud.trainer import CustomizationError, Schedule, customize
+from edgefm.cloud.trainer import CustomizationError, Past, Schedule, customize
 from edgefm.deploy.camera import DAY, PHOTOGRAPHS, walk
 from edgefm.edge.sources import open_source
 from edgefm.models.errors import InputError
@@ -231,19 +233,19 @@ def test_what_learnt_from_a_version_that_was_rolled_back_is_not_published(
 
 
 def test_runs_are_due_at_growing_counts_each_once():
-    schedule = Schedule(CustomizationConfig(first_at=100, growth=2.0), 0)
+    schedule = Schedule(CustomizationConfig(first_at=100, growth=2.0), Past())
     due = []
     for samples in range(1, 1700):
         if schedule.due(samples):
             schedule.started(samples)
             due.append(samples)
     assert due == [100, 200, 400, 800, 1600]
-    restarted = Schedule(CustomizationConfig(first_at=100, growth=2.0), 400)
+    restarted = Schedule(CustomizationConfig(first_at=100, growth=2.0), Past(400))
     assert not restarted.due(799) and restarted.due(800)
 
 
 def test_an_alarm_starts_one_run_once_enough_has_come_since():
-    schedule = Schedule(CustomizationConfig(first_at=100, growth=2.0), 400)
+    schedule = Schedule(CustomizationConfig(first_at=100, growth=2.0), Past(400))
     assert not schedule.due(500)
     schedule.drifted(since=1234.5, samples_since=30)
     due = []
@@ -254,6 +256,74 @@ def test_an_alarm_starts_one_run_once_enough_has_come_since():
             schedule.started(samples)
     assert due == [(570, 1234.5)]  # 30 had come, 70 more were missing
     assert schedule.since == 0.0 and not schedule.due(1139) and schedule.due(1140)
+
+
+def test_a_restart_repeats_no_run_and_loses_none(tmp_path: Path, synclip, pictures: Pictures, caplog):
+    """With a quota, fewer samples are stored than were ever labelled; an alarm asks for a run before they have come."""
+    config = cloud_config(tmp_path, first_at=20, growth=1000.0)
+
+    async def first() -> None:
+        environments = Environments(synclip, replace(config, store_bytes=10 * len(pictures.images[0])))
+        await environments.start()
+        await environments.register("yard", LABELS, "")
+        await keep_all(environments, "yard", pictures.images[:20], pictures.embeddings[:20])
+        await until(lambda: environments.trainer.outcomes.total() == 1)
+        assert environments.store.count("yard") < 15
+        await environments.close()
+
+    async def second() -> None:
+        environments = Environments(synclip, config)
+        await environments.start()
+        await keep_all(environments, "yard", pictures.images[20:25], pictures.embeddings[20:25])
+        assert environments.trainer.learning is None  # 25 is not a thousand times 20
+        await environments.trainer.drifted("yard", time.time())
+        await keep_all(environments, "yard", pictures.images[25:30], pictures.embeddings[25:30])
+        assert environments.trainer.learning is None
+        await environments.close()
+
+    async def third() -> None:
+        environments = Environments(synclip, config)
+        await environments.start()
+        await keep_all(environments, "yard", pictures.images[30:44], pictures.embeddings[30:44])
+        assert environments.trainer.learning is None  # 19 have come since the alarm
+        await keep_all(environments, "yard", pictures.images[44:45], pictures.embeddings[44:45])
+        assert environments.trainer.learning == "yard"
+        await environments.close()  # cuts the run short
+
+    async def fourth() -> None:
+        environments = Environments(synclip, config)
+        await environments.start()
+        await keep_all(environments, "yard", pictures.images[45:46], pictures.embeddings[45:46])
+        assert environments.trainer.learning == "yard"
+        await environments.close()
+
+    for work in (first, second, third, fourth):
+        asyncio.run(work())
+
+
+def test_an_alarm_outlives_a_disk_that_refuses_and_a_schedule_that_is_damaged(tmp_path: Path, synclip, caplog):
+    async def work() -> None:
+        environments = Environments(synclip, cloud_config(tmp_path, first_at=NEVER))
+        await environments.start()
+        await environments.register("yard", LABELS, "")
+        with sqlite3.connect(tmp_path / "store" / "samples.db") as db:
+            db.execute("ALTER TABLE samples RENAME TO gone")
+        db.close()
+        await environments.trainer.drifted("yard", 1.0)
+        assert "event=samples_not_counted environment=yard" in caplog.text
+        with sqlite3.connect(tmp_path / "store" / "samples.db") as db:
+            db.execute("ALTER TABLE gone RENAME TO samples")
+        db.close()
+        await environments.close()
+        path = environments.registry.schedule_path("yard")
+        assert json.loads(path.read_text()) == {"learned_at": 0, "drifted_since": 1.0}
+        path.write_text("{")
+        again = Environments(synclip, cloud_config(tmp_path, first_at=NEVER))
+        await again.start()
+        assert again.names() == ["yard"] and "event=schedule_unreadable" in caplog.text
+        await again.close()
+
+    asyncio.run(work())
 
 
 # ---- what the environments hold
