@@ -127,7 +127,9 @@ class EdgeFMService(rpc.EdgeFMServicer):
         try:
             pool, _ = self._environments.pool(request.environment)
             propensity = request.propensity or 1.0
+            query_propensity = request.query_propensity or propensity
             check_propensity(propensity)
+            check_propensity(query_propensity)
             if request.keep:
                 self._environments.student(request.environment)  # samples of the base have no place
             query = Query(request.image, pool, request.top_k or DEFAULT_TOP_K)
@@ -137,7 +139,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
         found = batched.result
         if request.edge_label:
             agrees = request.edge_label == found.label
-            observation = Observation(request.edge_margin, agrees, propensity, time.time())
+            observation = Observation(request.edge_margin, agrees, query_propensity, time.time())
             if request.edge_pool_version == pool.version:
                 self._environments.observe(request.environment, request.student_version, pool.version, observation)
         if request.keep:
