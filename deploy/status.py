@@ -46,7 +46,10 @@ def _environment(environment: pb.EnvironmentStatus) -> Iterator[str]:
         refusal = reported.refusal
         is_student = refusal.WhichOneof("what") == "student_version"
         what = f"student {refusal.student_version}" if is_student else f"pool {_plain(refusal.pool_version)}"
-        kind = pb.Refusal.Kind.Name(refusal.kind).removeprefix("KIND_").lower().replace("_", " ")
+        known = (
+            refusal.kind if refusal.kind in pb.Refusal.Kind.values() else pb.Refusal.KIND_UNSPECIFIED
+        )  # a newer device's
+        kind = pb.Refusal.Kind.Name(known).removeprefix("KIND_").lower().replace("_", " ")
         yield f"  refused by {_plain(reported.device_id)}: {what}, {kind}: {_plain(refusal.reason)}"
 
 

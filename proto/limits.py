@@ -14,6 +14,7 @@ MAX_LABELS_PER_CALL = 10_000
 MAX_NAME_LENGTH = 64
 MAX_LABEL_LENGTH = 200
 DEFAULT_PORT = 50061
+MAX_PORT = 65_535
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 """Trailing metadata of a refused upload: when to come again."""
 

@@ -342,6 +342,10 @@ def test_refusals_are_told_to_an_operator(tmp_path: Path, serve, fm: Faulty):
             assert done.returncode == 0, done.stderr
             return done.stdout.splitlines()
 
+        newer = pb.Refusal(student_version=25, reason="a new one", kind=99)  # pyright: ignore[reportArgumentType]
+        cloud.stub.Report(pb.ReportRequest(device_id="d", environment="yard", refusals=[newer]))
+        assert edgefm()[-1] == "  refused by d: student 25, unspecified: a new one"
+        cloud.stub.Report(pb.ReportRequest(device_id="d\n1", environment="yard", refusals=refusals))
         lines = edgefm()
         assert lines[0] == "cloud: synclip, waiting: 0 queries, 0 uploads"
         assert lines[1].startswith("yard: student lite0-64 version 0 of 1; 2 labels, pool ")
