@@ -60,7 +60,7 @@ class DriftWatch:
             self.raised[environment, alarm.kind] += 1
             log.warning(
                 "event=drift environment=%s kind=%s student=%d pool=%s statistic=%.4g limit=%.4g agreement=%.4f "
-                "agreement_error=%.4f samples=%d baseline_agreement=%.4f baseline_samples=%d since=%.0f",
+                "agreement_standard_error=%.4f samples=%d baseline_agreement=%.4f baseline_samples=%d since=%.0f",
                 environment,
                 alarm.kind,
                 alarm.student_version,
@@ -68,7 +68,7 @@ class DriftWatch:
                 alarm.statistic,
                 alarm.limit,
                 alarm.agreement.share,
-                alarm.agreement.error,
+                alarm.agreement.standard_error,
                 alarm.agreement.samples,
                 alarm.baseline_agreement.share,
                 alarm.baseline_agreement.samples,

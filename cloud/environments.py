@@ -9,8 +9,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import numpy as np
-
 from ..models.errors import (
     ConfigError,
     EnvironmentMissingError,
@@ -31,7 +29,7 @@ from .drift_watch import DriftWatch
 from .keeper import Keeper
 from .registry import Registry, check_environment_name
 from .registry_repair import repair
-from .store import Kept, Labelled, NewSample, SampleStore
+from .store import Kept, NewSample, SampleStore
 from .trainer import Trainer
 from .version0 import publish_version0
 
@@ -142,11 +140,6 @@ class Environments:
         """New environments start from some labels."""
         return BASE in self._pools
 
-    @property
-    def busy(self) -> bool:
-        """A student is learning now."""
-        return self.trainer.busy
-
     # ---- changes
 
     async def register(self, environment: str, labels: Sequence[str], profile_name: str) -> list[str]:
@@ -219,16 +212,7 @@ class Environments:
             log.info("event=rolled_back environment=%s version=%d", environment, manifest.version)
             return manifest
 
-    async def keep(
-        self, environment: str, image: bytes, embedding: np.ndarray, propensity: float, device_id: str
-    ) -> Kept:
-        """Stores a sample with what the FM says of it, see `keep_labelled`."""
-        pool, _ = self.pool(environment)
-        recognition = pool.recognise(embedding[None], top_k=1)
-        labelled = Labelled(embedding, pool.answers(recognition)[0], float(recognition.margins[0]), pool.version)
-        return await self.keep_labelled(NewSample(environment, image, labelled, propensity, device_id))
-
-    async def keep_labelled(self, sample: NewSample) -> Kept:
+    async def keep(self, sample: NewSample) -> Kept:
         """Stores a sample; starts customization when enough have come.
 
         Raises:

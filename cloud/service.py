@@ -37,7 +37,7 @@ from .health import HealthWatch
 from .metrics import CloudMetrics
 from .recognition import FmBatcher, Query, Recognised
 from .status import environment_status
-from .store import Labelled, NewSample
+from .store import NewSample
 
 log = logging.getLogger("edgefm.cloud.service")
 T = TypeVar("T")
@@ -164,7 +164,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
         """The answer does not depend on it: a disk that is full or hangs costs the sample, not the answer."""
         sample = _sample(request, found, propensity, durable=False)
         with contextlib.suppress(StoreError, asyncio.TimeoutError):  # counted, logged and shown by health
-            await asyncio.wait_for(self._environments.keep_labelled(sample), KEEP_PATIENCE_S)
+            await asyncio.wait_for(self._environments.keep(sample), KEEP_PATIENCE_S)
 
     async def Upload(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadRequest], context: Context
@@ -207,7 +207,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
             pool, _ = self._environments.pool(request.environment)
             batched = await self._batcher.submit(Query(request.image, pool, 1), owner, live=False)
             sample = _sample(request, batched.result, propensity, durable=True)
-            kept = await self._environments.keep_labelled(sample)
+            kept = await self._environments.keep(sample)
             return pb.UploadAck(upload_id=request.upload_id, sha256=kept.sha256, duplicate=kept.duplicate)
         except InputError as error:
             return pb.UploadAck(upload_id=request.upload_id, error=_query_error(error))
@@ -348,8 +348,7 @@ def _similarity(pool: LabelPool, embedding: np.ndarray, label: str) -> float | N
 def _sample(
     request: pb.RecognizeRequest | pb.UploadRequest, found: Recognised, propensity: float, durable: bool
 ) -> NewSample:
-    labelled = Labelled(found.embedding, found.label, found.margin, found.pool.version)
-    return NewSample(request.environment, request.image, labelled, propensity, request.device_id, durable)
+    return NewSample(request.environment, request.image, found.labelled, propensity, request.device_id, durable)
 
 
 def _query_error(error: EdgeFMError) -> pb.QueryError:

@@ -177,11 +177,6 @@ class Trainer:
         self.learning: str | None = None
         self.outcomes: Counter[str] = Counter()
 
-    @property
-    def busy(self) -> bool:
-        """A student is learning now."""
-        return self._run is not None
-
     async def watch(self, environment: str) -> None:
         """From now on the environment's samples start runs; goes on with what is on the disk."""
         past = self._load(environment)

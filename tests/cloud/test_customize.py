@@ -21,7 +21,8 @@ from edgefm.cloud.config import CloudConfig, CustomizationConfig
 from edgefm.cloud.customize import RESULT_FILE, Job, Outcome
 from edgefm.cloud.environments import BASE, Environments
 from edgefm.cloud.learning import held_out_mask
-from edgefm.cloud.store import SampleStore
+from edgefm.cloud.recognition import compare
+from edgefm.cloud.store import Kept, NewSample, SampleStore
 from edgefm.cloud.trainer import CustomizationError, Past, Schedule, customize
 from edgefm.deploy.camera import DAY, PHOTOGRAPHS, walk
 from edgefm.edge.sources import open_source
@@ -57,9 +58,16 @@ def cloud_config(data_dir: Path, **customization: object) -> CloudConfig:
     return CloudConfig(data_dir=data_dir, student="lite0-64", customization=settings)
 
 
+async def keep(
+    environments: Environments, name: str, image: bytes, embedding: np.ndarray, propensity: float = 1.0
+) -> Kept:
+    (found,) = compare(embedding[None], environments.pool(name)[0], [1])
+    return await environments.keep(NewSample(name, image, found.labelled, propensity, "device"))
+
+
 async def keep_all(environments: Environments, name: str, images: Iterable[bytes], embeddings: np.ndarray) -> None:
     for image, embedding in zip(images, embeddings, strict=True):
-        await environments.keep(name, image, embedding, 1.0, "device")
+        await keep(environments, name, image, embedding)
 
 
 async def until(happened: Callable[[], bool], timeout_s: float = 180) -> None:
@@ -344,7 +352,7 @@ def test_a_registration_that_was_cut_short_is_repeated(tmp_path: Path, synclip, 
         with pytest.raises(InputError, match="no device has registered"):
             environments.student("yard")
         with pytest.raises(InputError, match="no device has registered"):
-            await environments.keep("yard", pictures.images[0], pictures.embeddings[0], 1.0, "device")
+            await keep(environments, "yard", pictures.images[0], pictures.embeddings[0])
         await environments.register("yard", LABELS[:2], "")
         assert environments.student("yard").version == 0
         await environments.close()
@@ -364,14 +372,14 @@ def test_samples_need_an_environment_and_a_true_propensity(tmp_path: Path, syncl
         assert environments.pool("yard")[0].labels == LABELS
         for name in (BASE, "street"):
             with pytest.raises(InputError):
-                await environments.keep(name, pictures.images[0], pictures.embeddings[0], 1.0, "device")
+                await keep(environments, name, pictures.images[0], pictures.embeddings[0])
         for propensity in (0.0, -0.5, 1.5, float("nan"), float("inf")):
             with pytest.raises(InputError, match="propensity"):
-                await environments.keep("yard", pictures.images[0], pictures.embeddings[0], propensity, "device")
+                await keep(environments, "yard", pictures.images[0], pictures.embeddings[0], propensity)
         assert environments.samples_labelled("yard") == environments.store.count("yard") == 0
         assert environments.store.count(BASE) == 0
         for duplicate in (False, True):
-            kept = await environments.keep("yard", pictures.images[0], pictures.embeddings[0], 0.02, "device")
+            kept = await keep(environments, "yard", pictures.images[0], pictures.embeddings[0], 0.02)
             assert kept == (sha256_hex(pictures.images[0]), duplicate)
         assert environments.samples_labelled("yard") == 1
         assert environments.store.samples("yard").propensities.tolist() == [0.02]
@@ -432,7 +440,7 @@ async def stream(environments: Environments, tree: Path) -> int:
     frames = 0
     for frame in open_source(tree, "train/", shuffle_seed=0):
         embedding = environments.model.embed_images([decode_image(frame.encoded)])[0]
-        await environments.keep("yard", frame.encoded, embedding, 1.0, "device")
+        await keep(environments, "yard", frame.encoded, embedding)
         frames += 1
     return frames
 

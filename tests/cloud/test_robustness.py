@@ -349,5 +349,5 @@ def test_refusals_are_told_to_an_operator(tmp_path: Path, serve, fm: Faulty):
         lines = edgefm()
         assert lines[0] == "cloud: synclip, waiting: 0 queries, 0 uploads"
         assert lines[1].startswith("yard: student lite0-64 version 0 of 1; 2 labels, pool ")
-        assert lines[-1] == "  refused by d?1: student 24, slow: 9 ms?and ?[31mred"
+        assert lines[-1] == "  refused by d 1: student 24, slow: 9 ms and ?[31mred"
         assert json.loads("\n".join(edgefm("yard", "--json")))["environments"][0]["student_version"] == 0
