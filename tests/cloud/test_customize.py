@@ -309,7 +309,7 @@ def test_a_restart_repeats_no_run_and_loses_none(tmp_path: Path, synclip, pictur
         asyncio.run(work())
 
 
-def test_an_alarm_outlives_a_disk_that_refuses_and_a_schedule_that_is_damaged(tmp_path: Path, synclip, caplog):
+def test_a_disk_that_refuses_costs_no_alarm_and_damaged_files_no_start(tmp_path: Path, synclip, caplog):
     async def work() -> None:
         environments = Environments(synclip, cloud_config(tmp_path, first_at=NEVER))
         await environments.start()
@@ -326,6 +326,7 @@ def test_an_alarm_outlives_a_disk_that_refuses_and_a_schedule_that_is_damaged(tm
         path = environments.registry.schedule_path("yard")
         assert json.loads(path.read_text()) == {"learned_at": 0, "drifted_since": 1.0}
         path.write_text("{")
+        (path.parent / "versions" / "000001.json").write_text("{")  # the newest version; 0 is the current one
         again = Environments(synclip, cloud_config(tmp_path, first_at=NEVER))
         await again.start()
         assert again.names() == ["yard"] and "event=schedule_unreadable" in caplog.text
