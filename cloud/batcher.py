@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,11 +20,14 @@ Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
 
+log = logging.getLogger("edgefm.cloud.batcher")
 _FIRST_RETRY_MS = 1000
 """The hint before any batch has been measured."""
 _RETRY_MS = (10, 60_000)
 _FORGET = 0.2
 """Weight of the latest batch in the measured service time."""
+_CLOSE_PATIENCE_S = 2.0
+"""How long closing waits for the batch that the model is at."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,37 @@ class _Batch(Generic[Item, Prepared, Result]):
     prepare_s: float
 
 
+class _ModelThread(Generic[Prepared, Result]):
+    """One thread for one model. A daemon: the process would wait for an executor's thread, and a model may hang."""
+
+    def __init__(self, process: Callable[[Sequence[Prepared]], Sequence[Result]]) -> None:
+        self._process = process
+        self._jobs: queue.SimpleQueue[tuple[Sequence[Prepared], Future[Sequence[Result]]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="fm", daemon=True)
+        self._thread.start()
+
+    def submit(self, batch: Sequence[Prepared]) -> Future[Sequence[Result]]:
+        future: Future[Sequence[Result]] = Future()
+        self._jobs.put((batch, future))
+        return future
+
+    def close(self, patience_s: float) -> bool:
+        """Blocks for `patience_s` at most; returns whether the thread has ended."""
+        self._jobs.put(None)
+        self._thread.join(patience_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            batch, future = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self._process(batch))
+            except BaseException as error:
+                future.set_exception(error)
+
+
 class DynamicBatcher(Generic[Item, Prepared, Result]):
     """Runs `process` on up to `max_batch` items, waiting at most `max_delay_ms` for a batch to fill.
 
@@ -73,6 +110,9 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
     newest item of the owner with the most, which may be the one that just came. It gets an `OverloadedError`.
     Items past their deadline or whose caller has gone free their place at once and are not computed.
 
+    When the model takes longer than `patience_s` for a batch, its callers get an error; the next batch starts once the
+    model is done with it.
+
     Attributes:
         on_batch: called with the size and seconds of each computed batch and the model's error, if it failed.
     """
@@ -84,9 +124,10 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
         max_batch: int = 16,
         max_delay_ms: float = 5.0,
         max_queue: int = 1024,
+        patience_s: float = 60.0,
     ) -> None:
         self._prepare = prepare
-        self._process = process
+        self.patience_s = patience_s
         self._max_batch = max_batch
         self._max_delay_s = max_delay_ms / 1e3
         self._max_queue = max_queue
@@ -97,7 +138,7 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
         self._taken: set[_Waiting[Item, Result]] = set()  # being prepared or computed
         self._workers = min(os.cpu_count() or 1, 8)
         self._prepare_pool = ThreadPoolExecutor(self._workers, thread_name_prefix="prepare")
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="fm")
+        self._model_thread = _ModelThread(process)
         self._task: asyncio.Task[None] | None = None
         self._computing: asyncio.Task[None] | None = None
         self._computing_since: float | None = None
@@ -109,7 +150,7 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
         self._task = asyncio.create_task(self._run(), name="batcher")
 
     async def close(self) -> None:
-        """Stops; whoever still waits gets a `CancelledError`."""
+        """Stops; whoever still waits gets a `CancelledError`. A model that hangs is left behind after two seconds."""
         tasks = [task for task in (self._task, self._computing) if task is not None]
         for task in tasks:
             task.cancel()
@@ -118,8 +159,12 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
             self._taken.add(self._pop())
         for waiting in self._taken:
             waiting.future.cancel()
-        self._prepare_pool.shutdown()
-        self._model_thread.shutdown()
+        self._prepare_pool.shutdown(cancel_futures=True)
+        ended = await asyncio.to_thread(self._model_thread.close, _CLOSE_PATIENCE_S)
+        if not ended:
+            log.error(
+                "event=model_left_behind reason=%s", f"it has not finished a batch within {_CLOSE_PATIENCE_S:g} s"
+            )
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -265,16 +310,18 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
     async def _compute_live(
         self, live: list[tuple[_Waiting[Item, Result], Prepared]], started: float, prepare_s: float
     ) -> None:
-        loop = asyncio.get_running_loop()
         error: EdgeFMError | None = None
         results: Sequence[Result] = ()
         self._computing_since = started
+        hangs = asyncio.get_running_loop().call_later(self.patience_s, self._give_up, [waiting for waiting, _ in live])
         try:
-            results = await loop.run_in_executor(self._model_thread, self._process, [prepared for _, prepared in live])
+            results = await asyncio.wrap_future(self._model_thread.submit([prepared for _, prepared in live]))
             if len(results) != len(live):
                 raise ValueError(f"{len(results)} results for {len(live)} samples")
         except Exception as failure:  # a failing model must not end the service: every caller of the batch learns of it
             error = EdgeFMError(f"the model failed: {failure}")
+        finally:
+            hangs.cancel()
         self._computing_since = None
         done = time.perf_counter()
         self._measure(len(live), done - max(started - prepare_s, self._last_done))
@@ -288,6 +335,10 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
                 queue_ms = (done - waiting.arrived) * 1e3 - compute_ms
                 waiting.future.set_result(Batched(results[index], queue_ms, compute_ms, len(live)))
         self.on_batch(len(live), done - started, error)
+
+    def _give_up(self, members: list[_Waiting[Item, Result]]) -> None:
+        for waiting in members:
+            waiting.fail(EdgeFMError(f"the model has been at this batch for more than {self.patience_s:g} s"))
 
     def _measure(self, items: int, seconds: float) -> None:
         latest = seconds / items

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..models.checks import require_finite
 from ..models.errors import ConfigError
 from ..models.students import DEFAULT_STUDENT
-from ..proto.limits import DEFAULT_PORT
+from ..proto.limits import DEFAULT_PORT, MAX_PORT
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,19 @@ class CustomizationConfig:
 
     def __post_init__(self) -> None:
         require_finite(self)
+        for name in ("first_at", "tail_from", "tail_samples", "views", "epochs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"customization: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "softness"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"customization: {name} must be above 0, got {getattr(self, name)}")
+        for name in ("prior_samples", "lambda_mse", "seed", "threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"customization: {name} must not be negative, got {getattr(self, name)}")
+        if self.growth <= 1:
+            raise ConfigError(f"customization: growth must be above 1, got {self.growth}; runs would never end")
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"customization: held_out is a share between 0 and 1, got {self.held_out}; it judges")
 
 
 @dataclass(frozen=True)
@@ -74,11 +87,16 @@ class DriftConfig:
     recent: int = 500
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if min(self.baseline, self.window, self.recent) < 20:
             raise ConfigError("drift: baseline, window and recent must be at least 20")
         if not 0 < self.margin_level < 1 or not 0 < self.average_run < 1e15 or not 0 < self.effective < 1e6:
             raise ConfigError(
                 "drift: margin_level is a probability in (0, 1), average_run in (0, 1e15), effective in (0, 1e6)"
+            )
+        if not 0 <= self.tolerance < 1 or not 0 <= self.least_shift <= 1:
+            raise ConfigError(
+                f"drift: tolerance is in [0, 1) and least_shift in [0, 1], got {self.tolerance}, {self.least_shift}"
             )
 
 
@@ -132,3 +150,6 @@ class CloudConfig:
             raise ConfigError(f"health_period_s is between 0.01 and 3600, got {self.health_period_s}")
         if min(self.store_bytes, self.retention_days, self.max_delay_ms) < 0:
             raise ConfigError("store_bytes, retention_days and max_delay_ms must not be negative")
+        for name, port in (("port", self.port), ("metrics_port", self.metrics_port)):
+            if port is not None and not 0 <= port <= MAX_PORT:
+                raise ConfigError(f"{name} is between 0 and {MAX_PORT}, got {port}")

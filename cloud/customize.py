@@ -33,7 +33,7 @@ from ..models.versions import GRAPH_FILE, Calibration, StudentManifest, sha256_h
 from .augment import trunk_views
 from .config import CustomizationConfig
 from .learning import Judgement, embed_with, fit_closed_form, held_out_mask, judge, train_tail
-from .store import SampleStore, StoredSamples, image_path
+from .store import FEATURES_FILE, SampleStore, StoredSamples, image_path
 
 RESULT_FILE = "result.json"
 _BATCH = 32
@@ -43,7 +43,8 @@ _BATCH = 32
 class Job:
     """All that a run depends on. `running` and `version0` are folders with a version's files and manifest.json.
 
-    `since` (Unix seconds) leaves older samples out: after a drift alarm they are of another distribution.
+    `since` (Unix seconds): only samples received then or later judge the outcome, after a drift alarm those since its
+    evidence began. All samples teach.
     """
 
     store: Path
@@ -90,7 +91,7 @@ class FeatureCache:
 
     def __init__(self, store: Path, backbone: str) -> None:
         self._backbone = backbone
-        self._db = sqlite3.connect(store / "features.db")
+        self._db = sqlite3.connect(store / FEATURES_FILE)
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS features "
             "(backbone TEXT, sha256 TEXT, vector BLOB, PRIMARY KEY (backbone, sha256))"

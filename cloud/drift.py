@@ -63,7 +63,7 @@ class Agreement:
     """Share of the stream on which student and FM agree, with its standard error."""
 
     share: float
-    error: float
+    standard_error: float
     samples: int
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from ..models.cache import write_atomic
+from ..models.errors import StoreError
 from .config import DriftConfig
 from .drift import Agreement, Alarm, DriftMonitor, Observation, State
 
@@ -27,9 +28,15 @@ class DriftWatch:
         self._folder = folder
         self._config = config
         self._monitors: dict[str, DriftMonitor] = {}
-        for leftover in folder.glob(".*"):
-            leftover.unlink()
         self.raised: Counter[tuple[str, str]] = Counter()
+
+    def clear_leftovers(self) -> None:
+        """Removes what a killed process had half written; only for the one process that writes. Raises `StoreError`."""
+        try:
+            for leftover in self._folder.glob(".*"):
+                leftover.unlink()
+        except OSError as error:
+            raise StoreError(f"cannot clear {self._folder}: {error.strerror}; check its permissions") from error
 
     def begin(self, environment: str, student_version: int, pool_version: str) -> None:
         """Watches this student and pool from now on: goes on with what is on the disk if it is of them."""
@@ -53,7 +60,7 @@ class DriftWatch:
             self.raised[environment, alarm.kind] += 1
             log.warning(
                 "event=drift environment=%s kind=%s student=%d pool=%s statistic=%.4g limit=%.4g agreement=%.4f "
-                "agreement_error=%.4f samples=%d baseline_agreement=%.4f baseline_samples=%d since=%.0f",
+                "agreement_standard_error=%.4f samples=%d baseline_agreement=%.4f baseline_samples=%d since=%.0f",
                 environment,
                 alarm.kind,
                 alarm.student_version,
@@ -61,7 +68,7 @@ class DriftWatch:
                 alarm.statistic,
                 alarm.limit,
                 alarm.agreement.share,
-                alarm.agreement.error,
+                alarm.agreement.standard_error,
                 alarm.agreement.samples,
                 alarm.baseline_agreement.share,
                 alarm.baseline_agreement.samples,

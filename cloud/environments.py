@@ -9,8 +9,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import numpy as np
-
 from ..models.checks import check_environment_name
 from ..models.errors import (
     ConfigError,
@@ -19,7 +17,6 @@ from ..models.errors import (
     LabelError,
     LabelExistsError,
     LabelMissingError,
-    ModelError,
     StoreError,
 )
 from ..models.foundation import FoundationModel, build_pool
@@ -33,7 +30,7 @@ from .drift_watch import DriftWatch
 from .keeper import Keeper
 from .registry import Registry
 from .registry_repair import repair
-from .store import Kept, Labelled, NewSample, SampleStore
+from .store import Kept, NewSample, SampleStore
 from .trainer import Trainer
 from .version0 import publish_version0
 
@@ -78,11 +75,14 @@ class Environments:
             ConfigError: the data_dir was made with another FM.
         """
         self._lock.take()
+        await self._in_thread(self.drift.clear_leftovers)
         await self.keeper.start()
         unusable = (await self._in_thread(repair, self.registry)).unusable
         for name in self.registry.environments():
             if name not in unusable:
-                await self._in_thread(self._load, name)
+                current = await self._in_thread(self._load, name)
+                if current is not None:
+                    await self._run_student(current)
         if not self._config.labels:
             return
         if BASE not in self._pools:
@@ -141,11 +141,6 @@ class Environments:
         """New environments start from some labels."""
         return BASE in self._pools
 
-    @property
-    def busy(self) -> bool:
-        """A student is learning now."""
-        return self.trainer.busy
-
     # ---- changes
 
     async def register(self, environment: str, labels: Sequence[str], profile_name: str) -> list[str]:
@@ -173,7 +168,7 @@ class Environments:
                 manifest = await self._in_thread(
                     publish_version0, self.registry, self.model, environment, profile.name, pool.version
                 )
-            self._run_student(manifest, manifest.samples)
+            await self._run_student(manifest)
             log.info("event=registered environment=%s labels=%d student=%s", environment, len(wanted), profile.name)
             return list(pool.warnings)
 
@@ -218,16 +213,7 @@ class Environments:
             log.info("event=rolled_back environment=%s version=%d", environment, manifest.version)
             return manifest
 
-    async def keep(
-        self, environment: str, image: bytes, embedding: np.ndarray, propensity: float, device_id: str
-    ) -> Kept:
-        """Stores a sample with what the FM says of it, see `keep_labelled`."""
-        pool, _ = self.pool(environment)
-        recognition = pool.recognise(embedding[None], top_k=1)
-        labelled = Labelled(embedding, pool.answers(recognition)[0], float(recognition.margins[0]), pool.version)
-        return await self.keep_labelled(NewSample(environment, image, labelled, propensity, device_id))
-
-    async def keep_labelled(self, sample: NewSample) -> Kept:
+    async def keep(self, sample: NewSample) -> Kept:
         """Stores a sample; starts customization when enough have come.
 
         Raises:
@@ -245,9 +231,14 @@ class Environments:
             return
         alarm = self.drift.observe(environment, student_version, pool_version, observation)
         if alarm is not None:
-            self._follow_up(self.trainer.drifted(environment, alarm.since))
-        if alarm is not None or self.drift.worth_saving(environment):
+            self._follow_up(self._alarmed(environment, alarm.since, self.drift.snapshot(environment)))
+        elif self.drift.worth_saving(environment):
             self._follow_up(self._save_drift(environment, self.drift.snapshot(environment)))
+
+    async def _alarmed(self, environment: str, since: float, snapshot: bytes) -> None:
+        """The run first: a restart in between raises the alarm again instead of losing the run."""
+        await self.trainer.drifted(environment, since)
+        await self._save_drift(environment, snapshot)
 
     async def _save_drift(self, environment: str, snapshot: bytes) -> None:
         try:
@@ -265,11 +256,11 @@ class Environments:
         self.drift.begin(manifest.environment, manifest.version, self._pools[manifest.environment][0].version)
         self._notify(manifest.environment)
 
-    def _run_student(self, manifest: StudentManifest, samples: int) -> None:
-        """Its first student, or the one found on the disk; `samples` those that the latest version learned from."""
+    async def _run_student(self, manifest: StudentManifest) -> None:
+        """Its first student, or the one found on the disk."""
         self._students[manifest.environment] = manifest
         self.drift.begin(manifest.environment, manifest.version, self._pools[manifest.environment][0].version)
-        self.trainer.watch(manifest.environment, samples)
+        await self.trainer.watch(manifest.environment)
 
     # ---- watching
 
@@ -291,7 +282,7 @@ class Environments:
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
-    def _load(self, name: str) -> None:
+    def _load(self, name: str) -> StudentManifest | None:
         self._pools[name] = self.registry.pool(name)
         made_with = self._pools[name][0].foundation_model
         if made_with != self.model.name:
@@ -300,14 +291,7 @@ class Environments:
                 "start the cloud with that FM or with another --data-dir"
             )
         # A registration that was cut short has left a pool and no version: it is repeated by the next device.
-        versions = self.registry.versions(name)
-        if name != BASE and versions:
-            current = self.registry.current(name)
-            try:
-                learned_from = self.registry.manifest(name, versions[-1]).samples
-            except ModelError:  # told by the repairs
-                learned_from = current.samples
-            self._run_student(current, learned_from)
+        return self.registry.current(name) if name != BASE and self.registry.versions(name) else None
 
     async def _set_pool(self, name: str, labels: Sequence[str]) -> tuple[LabelPool, BlobRef]:
         pool = await self._in_thread(build_pool, self.model, labels)

@@ -22,7 +22,7 @@ class HealthWatch:
     """Checks every `period_s` and sets the status of `names` (all parts well) and of the parts, `fm` and `store`.
 
     The store is written to each time. The FM is known by the batches it computes; after one that failed, a canary asks
-    it again until it answers. A batch that takes longer than `fm_patience_s` counts as hanging.
+    it again until it answers. A batch that takes longer than the batcher's `patience_s` counts as hanging.
 
     Attributes:
         unhealthy: what is wrong, by part.
@@ -36,7 +36,6 @@ class HealthWatch:
         batcher: FmBatcher,
         canary: Callable[[], Awaitable[object]],
         period_s: float,
-        fm_patience_s: float = 60.0,
     ) -> None:
         self._names = names
         self._set_status = set_status
@@ -44,7 +43,6 @@ class HealthWatch:
         self._batcher = batcher
         self._canary = canary
         self._period_s = period_s
-        self._fm_patience_s = fm_patience_s
         self._fm_failure: str | None = None
         self._task: asyncio.Task[None] | None = None
         self.unhealthy: dict[str, str] = {}
@@ -89,7 +87,7 @@ class HealthWatch:
                 await self._set_status(name, _status(not unhealthy))
 
     async def _fm(self) -> str | None:
-        if self._batcher.computing_s > self._fm_patience_s:
+        if self._batcher.computing_s > self._batcher.patience_s:
             return f"the model has been at one batch for {self._batcher.computing_s:.0f} s"
         if self._fm_failure is not None:
             try:

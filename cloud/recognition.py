@@ -14,6 +14,7 @@ from ..models.images import decode_image
 from ..models.pool import UNKNOWN, LabelPool
 from ..proto.limits import MAX_IMAGE_BYTES
 from .batcher import DynamicBatcher
+from .store import Labelled
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Recognised:
     def label(self) -> str:
         return UNKNOWN if self.unknown else self.pool.labels[self.indices[0]]
 
+    @property
+    def labelled(self) -> Labelled:
+        """What the store keeps of it."""
+        return Labelled(self.embedding, self.label, self.margin, self.pool.version)
+
 
 Decoded = tuple[Image.Image, Query]
 FmBatcher = DynamicBatcher[Query, Decoded, Recognised]
@@ -50,6 +56,22 @@ def decode(query: Query) -> Decoded:
     return decode_image(query.image), query
 
 
+def compare(embeddings: np.ndarray, pool: LabelPool, top_ks: Sequence[int]) -> list[Recognised]:
+    """Sets (B, D) FM embeddings against one pool; as many labels of each as `top_ks` says."""
+    recognition = pool.recognise(embeddings, max(top_ks))
+    return [
+        Recognised(
+            pool,
+            embedding,
+            recognition.indices[row, :top_k],
+            recognition.similarities[row, :top_k],
+            float(recognition.margins[row]),
+            bool(recognition.unknown[row]),
+        )
+        for row, (embedding, top_k) in enumerate(zip(embeddings, top_ks, strict=True))
+    ]
+
+
 def recogniser(model: FoundationModel) -> Callable[[Sequence[Decoded]], list[Recognised]]:
     """Samples of one pool are compared with it together."""
 
@@ -58,17 +80,8 @@ def recogniser(model: FoundationModel) -> Callable[[Sequence[Decoded]], list[Rec
         found: dict[int, Recognised] = {}
         for pool in {id(query.pool): query.pool for _, query in batch}.values():
             rows = [row for row, (_, query) in enumerate(batch) if query.pool is pool]
-            recognition = pool.recognise(embeddings[rows], max(batch[row][1].top_k for row in rows))
-            for place, row in enumerate(rows):
-                top_k = batch[row][1].top_k
-                found[row] = Recognised(
-                    pool,
-                    embeddings[row],
-                    recognition.indices[place, :top_k],
-                    recognition.similarities[place, :top_k],
-                    float(recognition.margins[place]),
-                    bool(recognition.unknown[place]),
-                )
+            top_ks = [batch[row][1].top_k for row in rows]
+            found.update(zip(rows, compare(embeddings[rows], pool, top_ks), strict=True))
         return [found[row] for row in range(len(batch))]
 
     return recognise

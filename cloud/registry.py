@@ -4,6 +4,7 @@ blobs/<sha256>                              files of students and pools
 environments/<name>/versions/000003.json    a manifest, written once
 environments/<name>/current                 number of the running version, replaced atomically
 environments/<name>/pool.json               the running pool, replaced atomically
+environments/<name>/schedule.json           when its student learned last, replaced atomically (`trainer`)
 """
 
 from __future__ import annotations
@@ -157,12 +158,16 @@ class Registry:
         self.point(environment, manifest.version)
         return manifest
 
+    def schedule_path(self, environment: str) -> Path:
+        return self._folder(environment) / "schedule.json"
+
     def set_versions_aside(self, environment: str) -> Path:
         """Leaves the environment without versions; returns the folder that has them now."""
         folder = self._folder(environment)
         aside = folder / f"versions.damaged-{sum(1 for _ in folder.glob('versions.damaged-*'))}"
         (folder / "versions").rename(aside)
         (folder / "current").unlink(missing_ok=True)
+        self.schedule_path(environment).unlink(missing_ok=True)
         return aside
 
     def point(self, environment: str, version: int) -> None:

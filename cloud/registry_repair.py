@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..models.errors import EdgeFMError, ModelError
+from ..models.errors import EdgeFMError, ModelError, StoreError
 from ..models.versions import BlobRef, StudentManifest, verify_file
 from .registry import Registry
 
@@ -31,7 +31,14 @@ class Repairs:
 
 
 def repair(registry: Registry) -> Repairs:
-    """Only for the one process that writes to the registry. Raises `OSError` when the disk refuses."""
+    """Only for the one process that writes to the registry. Raises `StoreError` when the disk refuses."""
+    try:
+        return _repair(registry)
+    except OSError as error:
+        raise StoreError(f"cannot repair the registry in {registry.root}: {error}; check its permissions") from error
+
+
+def _repair(registry: Registry) -> Repairs:
     repairs = Repairs()
     for path in registry.root.rglob(".*"):
         if path.is_file():

@@ -28,7 +28,7 @@ from ..models.errors import (
 )
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest
-from ..proto.limits import FETCH_CHUNK_BYTES, MAX_IMAGE_BYTES, MAX_LABELS_PER_CALL, PROTOCOL_VERSION
+from ..proto.limits import FETCH_CHUNK_BYTES, MAX_IMAGE_BYTES, MAX_LABELS_PER_CALL, PROTOCOL_VERSION, PUSHBACK_KEY
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
 from .drift import Observation
@@ -37,7 +37,7 @@ from .health import HealthWatch
 from .metrics import CloudMetrics
 from .recognition import FmBatcher, Query, Recognised
 from .status import environment_status
-from .store import Labelled, NewSample
+from .store import NewSample
 
 log = logging.getLogger("edgefm.cloud.service")
 T = TypeVar("T")
@@ -49,8 +49,8 @@ MAX_UPLOADS_IN_FLIGHT = 16
 DEFAULT_TOP_K = 5
 KEEP_PATIENCE_S = 0.5
 """How long an answer waits for its sample to be stored; after that it goes without."""
-STORE_RETRY_MS = 5000
-PUSHBACK = "grpc-retry-pushback-ms"
+UPLOAD_RETRY_MS = 5000
+"""When an upload that store or model failed may come again."""
 REFUSALS = 20
 """Remembered of each environment, for an operator."""
 
@@ -127,7 +127,9 @@ class EdgeFMService(rpc.EdgeFMServicer):
         try:
             pool, _ = self._environments.pool(request.environment)
             propensity = request.propensity or 1.0
+            query_propensity = request.query_propensity or propensity
             check_propensity(propensity)
+            check_propensity(query_propensity)
             if request.keep:
                 self._environments.student(request.environment)  # samples of the base have no place
             query = Query(request.image, pool, request.top_k or DEFAULT_TOP_K)
@@ -137,7 +139,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
         found = batched.result
         if request.edge_label:
             agrees = request.edge_label == found.label
-            observation = Observation(request.edge_margin, agrees, propensity, time.time())
+            observation = Observation(request.edge_margin, agrees, query_propensity, time.time())
             if request.edge_pool_version == pool.version:
                 self._environments.observe(request.environment, request.student_version, pool.version, observation)
         if request.keep:
@@ -162,12 +164,12 @@ class EdgeFMService(rpc.EdgeFMServicer):
         """The answer does not depend on it: a disk that is full or hangs costs the sample, not the answer."""
         sample = _sample(request, found, propensity, durable=False)
         with contextlib.suppress(StoreError, asyncio.TimeoutError):  # counted, logged and shown by health
-            await asyncio.wait_for(self._environments.keep_labelled(sample), KEEP_PATIENCE_S)
+            await asyncio.wait_for(self._environments.keep(sample), KEEP_PATIENCE_S)
 
     async def Upload(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadRequest], context: Context
     ) -> pb.UploadResponse:
-        acks: dict[int, pb.UploadAck | None] = {}  # by place in the stream; None while it is not taken
+        acks: dict[int, pb.UploadAck] = {}  # by place in the stream
         postponed: list[EdgeFMError] = []
         room = asyncio.Semaphore(MAX_UPLOADS_IN_FLIGHT)
         peer = context.peer()
@@ -175,24 +177,24 @@ class EdgeFMService(rpc.EdgeFMServicer):
         async def take(place: int, request: pb.UploadRequest) -> None:
             try:
                 acks[place] = await self._upload(request, request.device_id or peer)
-            except EdgeFMError as error:  # not the sample's fault: unacknowledged, so that it is sent again
+            except EdgeFMError as error:  # not the sample's fault
                 log.error("event=upload_postponed device=%s reason=%s", request.device_id, error)
                 postponed.append(error)
+                acks[place] = _postponed_ack(request.upload_id, error)
             finally:
                 room.release()
 
         async with _TaskSet() as tasks:
+            place = 0
             async for request in request_iterator:
                 await room.acquire()
                 if postponed:
                     break
-                place = len(acks)
-                acks[place] = None
                 tasks.start(take(place, request))
-        taken = [ack for ack in acks.values() if ack is not None]
-        if postponed and not taken:
+                place += 1
+        if postponed and len(postponed) == len(acks):
             await _come_again(context, postponed[0])
-        return pb.UploadResponse(acks=taken)
+        return pb.UploadResponse(acks=[acks[place] for place in sorted(acks)])
 
     async def _upload(self, request: pb.UploadRequest, owner: str) -> pb.UploadAck:
         """Raises `EdgeFMError` when the sample may be sent again."""
@@ -205,7 +207,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
             pool, _ = self._environments.pool(request.environment)
             batched = await self._batcher.submit(Query(request.image, pool, 1), owner, live=False)
             sample = _sample(request, batched.result, propensity, durable=True)
-            kept = await self._environments.keep_labelled(sample)
+            kept = await self._environments.keep(sample)
             return pb.UploadAck(upload_id=request.upload_id, sha256=kept.sha256, duplicate=kept.duplicate)
         except InputError as error:
             return pb.UploadAck(upload_id=request.upload_id, error=_query_error(error))
@@ -346,8 +348,7 @@ def _similarity(pool: LabelPool, embedding: np.ndarray, label: str) -> float | N
 def _sample(
     request: pb.RecognizeRequest | pb.UploadRequest, found: Recognised, propensity: float, durable: bool
 ) -> NewSample:
-    labelled = Labelled(found.embedding, found.label, found.margin, found.pool.version)
-    return NewSample(request.environment, request.image, labelled, propensity, request.device_id, durable)
+    return NewSample(request.environment, request.image, found.labelled, propensity, request.device_id, durable)
 
 
 def _query_error(error: EdgeFMError) -> pb.QueryError:
@@ -368,13 +369,21 @@ def _query_error(error: EdgeFMError) -> pb.QueryError:
     return pb.QueryError(code=code, message=str(error), retry_after_ms=retry_after_ms)
 
 
+def _postponed_ack(upload_id: int, error: EdgeFMError) -> pb.UploadAck:
+    overloaded = isinstance(error, OverloadedError)
+    code = pb.QueryError.CODE_OVERLOADED if overloaded else pb.QueryError.CODE_INTERNAL
+    told = pb.QueryError(code=code, message=str(error), retry_after_ms=_retry_ms(error))
+    return pb.UploadAck(upload_id=upload_id, error=told)
+
+
+def _retry_ms(error: EdgeFMError) -> int:
+    return error.retry_after_ms if isinstance(error, OverloadedError) else UPLOAD_RETRY_MS
+
+
 async def _come_again(context: Context, error: EdgeFMError) -> NoReturn:
     """Nothing was taken; the trailing metadata says when to come again."""
-    overloaded = isinstance(error, OverloadedError)
-    retry_ms = error.retry_after_ms if isinstance(error, OverloadedError) else STORE_RETRY_MS
-    context.set_trailing_metadata(((PUSHBACK, str(retry_ms)),))
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED if overloaded else grpc.StatusCode.UNAVAILABLE
-    await context.abort(code, str(error))
+    context.set_trailing_metadata(((PUSHBACK_KEY, str(_retry_ms(error))),))
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
 
 async def _abort(context: Context, error: EdgeFMError) -> NoReturn:

@@ -49,4 +49,4 @@ def environment_status(
 
 
 def _agreement(agreement: Agreement) -> pb.Agreement:
-    return pb.Agreement(share=agreement.share, standard_error=agreement.error, samples=agreement.samples)
+    return pb.Agreement(share=agreement.share, standard_error=agreement.standard_error, samples=agreement.samples)

@@ -103,7 +103,7 @@ class StoredSamples:
 
 
 def image_path(root: Path, sha256: str) -> Path:
-    return root / "images" / sha256[:2] / sha256
+    return root / IMAGES_FOLDER / sha256[:2] / sha256
 
 
 @dataclass
@@ -216,10 +216,14 @@ class SampleStore:
                 kept.append(Kept(sha256, duplicate))
                 if not duplicate:
                     added.append((sample.environment, row[-1]))
-                    path = self.image_path(sha256)
-                    if not path.exists():
-                        _write(path, sample.image, sample.durable)
-                        written.append(path)
+                path = self.image_path(sha256)
+                if not path.exists():
+                    _write(path, sample.image, sample.durable)
+                    written.append(path)
+                elif sample.durable:
+                    _sync(path)  # a query's sample, or another environment's, was perhaps not
+            if durable:  # a transaction of duplicates alone would leave the log unsynced, with their rows in it
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             for environment, _ in added:
                 self._db.execute(
                     "INSERT INTO labelled VALUES (?, 1) ON CONFLICT DO UPDATE SET samples = samples + 1", (environment,)
@@ -298,6 +302,14 @@ class SampleStore:
                 db.executemany("DELETE FROM features WHERE sha256 = ?", [(digest,) for digest in sha256])
         except sqlite3.Error:
             return
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _write(path: Path, data: bytes, durable: bool) -> None:

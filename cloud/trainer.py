@@ -8,12 +8,14 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from ..models.errors import EdgeFMError
+from ..models.cache import write_atomic
+from ..models.errors import EdgeFMError, StoreError
 from ..models.student_graph import HEAD_FILE
 from ..models.versions import StudentManifest
 from .config import CustomizationConfig
@@ -85,41 +87,62 @@ async def _run_child(job: Path) -> None:
         log.warning("event=customization_said text=%s", text[-500:])
 
 
-class Schedule:
-    """Which sample counts start a run: `first_at`, then `growth` times the count of the last run, each once.
+@dataclass
+class Past:
+    """What a schedule goes by after a restart.
 
-    After a drift alarm also `first_at` samples received since the evidence for it began, once.
+    Attributes:
+        learned_at: samples ever labelled when the last run began, whatever came of it.
+        drifted_since: Unix seconds at which the evidence of an alarm began whose run is still to come.
     """
 
-    def __init__(self, config: CustomizationConfig, samples_of_current: int) -> None:
+    learned_at: int = 0
+    drifted_since: float | None = None
+
+
+_PAST: TypeAdapter[Past] = TypeAdapter(Past)
+
+
+class Schedule:
+    """Which counts of samples ever labelled start a run: `first_at`, then `growth` times the count of the last run, each
+    once.
+
+    After a drift alarm also `first_at` samples received since the evidence for it began, once.
+
+    Args:
+        samples_since: stored samples received since `past.drifted_since`.
+    """
+
+    def __init__(self, config: CustomizationConfig, past: Past, samples_since: int = 0) -> None:
         self._first_at = config.first_at
         self._growth = config.growth
-        self._next = max(config.first_at, round(samples_of_current * config.growth))
-        self._drifted_since: float | None = None
-        self._since_drift = 0
+        self.past = past
+        self._next = max(config.first_at, round(past.learned_at * config.growth))
+        self._since_drift = samples_since
 
     def drifted(self, since: float, samples_since: int) -> None:
-        self._drifted_since, self._since_drift = since, samples_since
+        self.past.drifted_since, self._since_drift = since, samples_since
 
     def sample_kept(self) -> None:
         self._since_drift += 1
 
     @property
     def since(self) -> float:
-        """From when on a run that is due now should take samples; 0: all."""
-        return self._drifted_since if self._drift_due and self._drifted_since is not None else 0.0
+        """From when on (Unix seconds) samples judge a run that is due now; 0: all do."""
+        return self.past.drifted_since if self._drift_due and self.past.drifted_since is not None else 0.0
 
     def due(self, samples: int) -> bool:
         return samples >= self._next or self._drift_due
 
     def started(self, samples: int) -> None:
         if self._drift_due:
-            self._drifted_since = None
+            self.past.drifted_since = None
+        self.past.learned_at = samples
         self._next = max(self._next, round(samples * self._growth))
 
     @property
     def _drift_due(self) -> bool:
-        return self._drifted_since is not None and self._since_drift >= self._first_at
+        return self.past.drifted_since is not None and self._since_drift >= self._first_at
 
 
 class Trainer:
@@ -149,18 +172,18 @@ class Trainer:
         self._change = change
         self._on_published = on_published
         self._schedules: dict[str, Schedule] = {}
+        self._saving = asyncio.Lock()
         self._run: asyncio.Task[None] | None = None
         self.learning: str | None = None
         self.outcomes: Counter[str] = Counter()
 
-    @property
-    def busy(self) -> bool:
-        """A student is learning now."""
-        return self._run is not None
-
-    def watch(self, environment: str, samples_of_current: int) -> None:
-        """From now on the environment's samples start runs."""
-        self._schedules[environment] = Schedule(self._config, samples_of_current)
+    async def watch(self, environment: str) -> None:
+        """From now on the environment's samples start runs; goes on with what is on the disk."""
+        past = self._load(environment)
+        past.learned_at = min(past.learned_at, self._keeper.labelled(environment))  # the store was lost or salvaged
+        since = past.drifted_since
+        samples_since = await self._count(environment, since) if since is not None else 0
+        self._schedules[environment] = Schedule(self._config, past, samples_since)
 
     async def close(self) -> None:
         self._schedules.clear()  # nothing becomes due any more
@@ -174,11 +197,41 @@ class Trainer:
             self._start_if_due(environment)
 
     async def drifted(self, environment: str, since: float) -> None:
-        """Asks for a run on the samples received at `since` (Unix seconds) or later."""
-        samples_since = await self._keeper.count(environment, since)
+        """Asks for a run that the samples received at `since` (Unix seconds) or later judge, once enough have come."""
+        samples_since = await self._count(environment, since)
         if environment in self._schedules:
             self._schedules[environment].drifted(since, samples_since)
+            await self._save(environment)  # before a run may begin that a restart cuts short
+        if environment in self._schedules:
             self._start_if_due(environment)
+
+    async def _count(self, environment: str, since: float) -> int:
+        """0 when the disk refuses: the run then waits for as many samples more."""
+        try:
+            return await self._keeper.count(environment, since)
+        except StoreError as error:
+            log.error("event=samples_not_counted environment=%s reason=%s", environment, error)
+            return 0
+
+    def _load(self, environment: str) -> Past:
+        path = self._registry.schedule_path(environment)
+        try:
+            return _PAST.validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return Past()
+        except (OSError, ValidationError) as error:
+            log.warning("event=schedule_unreadable path=%s reason=%s", path, error)
+            return Past()
+
+    async def _save(self, environment: str) -> None:
+        async with self._saving:
+            if environment not in self._schedules:  # closed meanwhile
+                return
+            content = _PAST.dump_json(self._schedules[environment].past)
+            try:
+                await asyncio.to_thread(write_atomic, self._registry.schedule_path(environment), content)
+            except StoreError as error:
+                log.error("event=schedule_not_saved environment=%s reason=%s", environment, error)
 
     def _start_if_due(self, environment: str) -> None:
         samples, schedule = self._keeper.labelled(environment), self._schedules[environment]
@@ -197,6 +250,10 @@ class Trainer:
                 self._start_if_due(environment)
 
     async def _customize(self, environment: str, since: float) -> None:
+        await self._learn(environment, since)
+        await self._save(environment)  # only now: a run that a restart cuts short is repeated
+
+    async def _learn(self, environment: str, since: float) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:

@@ -16,6 +16,8 @@ from rich.table import Table
 
 from ..cloud.config import CloudConfig, CustomizationConfig
 from ..cloud.environments import Environments
+from ..cloud.recognition import compare
+from ..cloud.store import NewSample
 from ..edge.frames import Frame, readable
 from ..edge.sources import open_source
 from ..edge.student import Student
@@ -83,10 +85,11 @@ async def _customized(
     await environments.start()
     await environments.register("bench", labels, "")
     changed = environments.watch("bench")
-    for frame, embedding in zip(stream, embeddings, strict=True):
-        await environments.keep("bench", frame.encoded, embedding, 1.0, "bench")
+    found = compare(embeddings, environments.pool("bench")[0], [1] * len(stream))
+    for frame, recognised in zip(stream, found, strict=True):
+        await environments.keep(NewSample("bench", frame.encoded, recognised.labelled, 1.0, "bench"))
     started, changed_after = time.perf_counter(), None
-    while environments.busy and time.perf_counter() - started < _TIMEOUT_S:
+    while environments.trainer.learning and time.perf_counter() - started < _TIMEOUT_S:
         await asyncio.sleep(_POLL_S)
     if changed.is_set():
         changed_after = time.perf_counter() - started

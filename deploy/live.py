@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from .logs import plain
 from .timeline import ROUTES
 
 WIDTH = 80
@@ -78,7 +79,7 @@ class LiveTable:
     def event(self, text: str) -> None:
         """Print a line that stays: above the table, or between the progress lines."""
         elapsed_s = self._clock() - self._started_s
-        self._console.print(Text(f"{elapsed_s:6.1f} s  {_plain(text)}"), soft_wrap=self._live is None)
+        self._console.print(Text(f"{elapsed_s:6.1f} s  {plain(text)}"), soft_wrap=self._live is None)
 
     def _print_line(self) -> None:
         if self._state is None:
@@ -97,7 +98,7 @@ def progress_line(state: LiveState, elapsed_s: float) -> str:
     """The state as one line of key=value."""
     pairs = {
         "t": f"{elapsed_s:.0f}s",
-        "environment": _plain(state.environment).replace(" ", "_"),
+        "environment": plain(state.environment).replace(" ", "_"),
         "frame": f"{state.frame}/{state.frames}",
         **{route: state.answered.get(route, 0) for route in ROUTES},
         "edge_share": f"{100 * state.edge_share_recent:.1f}%",
@@ -144,15 +145,10 @@ def render(state: LiveState, width: int = WIDTH) -> Panel:
         ProgressBar(total=max(state.frames, 1), completed=state.frame),
         f"frame {state.frame:,} of {state.frames:,}",
     )
-    last = Text(_plain(state.last_event), "italic", no_wrap=True, overflow="ellipsis")
-    title = Text(f"EdgeFM · {_plain(state.environment)}", no_wrap=True, overflow="ellipsis")
+    last = Text(plain(state.last_event), "italic", no_wrap=True, overflow="ellipsis")
+    title = Text(f"EdgeFM · {plain(state.environment)}", no_wrap=True, overflow="ellipsis")
     return Panel(Group(frames, "", halves, "", last), title=title, title_align="left", width=width)
 
 
 def _figure(value: float | None, form: str, unit: str = "", none: str = "–") -> str:
     return none if value is None else f"{value:{form}}{unit}"
-
-
-def _plain(text: str) -> str:
-    """On one line and without control characters: labels and names come from outside."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))

@@ -31,6 +31,11 @@ def configure(verbose: bool, log_format: Format) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True)
 
 
+def plain(text: str) -> str:
+    """For a terminal: on one line and without control characters. Labels, names and reasons come from outside."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
 class StructuredFormatter(logging.Formatter):
     def __init__(self, log_format: Format) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from google.protobuf.json_format import MessageToJson
 
 from ..proto.v1 import edgefm_pb2 as pb
+from .logs import plain
 
 
 def lines(status: pb.StatusResponse, as_json: bool) -> Iterator[str]:
@@ -16,7 +17,7 @@ def lines(status: pb.StatusResponse, as_json: bool) -> Iterator[str]:
         return
     yield f"cloud: {status.foundation_model}, waiting: {status.queue_live} queries, {status.queue_bulk} uploads"
     for part, reason in sorted(status.unhealthy.items()):
-        yield f"  unhealthy: {part}: {_plain(reason)}"
+        yield f"  unhealthy: {part}: {plain(reason)}"
     if not status.environments:
         yield "no environment yet"
     for environment in status.environments:
@@ -45,15 +46,13 @@ def _environment(environment: pb.EnvironmentStatus) -> Iterator[str]:
     for reported in environment.refusals:
         refusal = reported.refusal
         is_student = refusal.WhichOneof("what") == "student_version"
-        what = f"student {refusal.student_version}" if is_student else f"pool {_plain(refusal.pool_version)}"
-        kind = pb.Refusal.Kind.Name(refusal.kind).removeprefix("KIND_").lower().replace("_", " ")
-        yield f"  refused by {_plain(reported.device_id)}: {what}, {kind}: {_plain(refusal.reason)}"
+        what = f"student {refusal.student_version}" if is_student else f"pool {plain(refusal.pool_version)}"
+        known = (
+            refusal.kind if refusal.kind in pb.Refusal.Kind.values() else pb.Refusal.KIND_UNSPECIFIED
+        )  # a newer device's
+        kind = pb.Refusal.Kind.Name(known).removeprefix("KIND_").lower().replace("_", " ")
+        yield f"  refused by {plain(reported.device_id)}: {what}, {kind}: {plain(refusal.reason)}"
 
 
 def _agreement(agreement: pb.Agreement) -> str:
     return f"{agreement.share:.3f} ± {agreement.standard_error:.3f} ({agreement.samples} samples)"
-
-
-def _plain(text: str) -> str:
-    """What a device sent, without control characters."""
-    return "".join(character if character.isprintable() else "?" for character in text)

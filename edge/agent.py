@@ -282,7 +282,8 @@ class Agent:
             return
 
         running = local.running
-        said = StudentAnswer(local.label, local.margin, running.student.manifest.version, running.pool.version)
+        version, pool = running.student.manifest.version, running.pool.version
+        said = StudentAnswer(local.label, local.margin, version, pool, decision.propensity)
 
         def done(result: CloudAnswer | CloudError) -> None:
             with self._answer_came:

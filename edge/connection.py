@@ -10,11 +10,11 @@ from typing import TypeVar
 import grpc
 
 from ..models.errors import CloudError, DeadlineError
-from ..proto.limits import CHANNEL_OPTIONS
+from ..proto.limits import CHANNEL_OPTIONS, PUSHBACK_KEY
 from ..proto.v1 import edgefm_pb2_grpc as rpc
 
 T = TypeVar("T")
-_PUSHBACK = "grpc-retry-pushback-ms"
+
 _OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 
@@ -31,7 +31,7 @@ def translate(error: grpc.RpcError | grpc.FutureCancelledError, what: str) -> Cl
 
 def pushback_s(call: grpc.Call) -> float | None:
     """The server's hint of when to come again; None when it gives none."""
-    hints = [str(value) for key, value in call.trailing_metadata() or () if key == _PUSHBACK]
+    hints = [str(value) for key, value in call.trailing_metadata() or () if key == PUSHBACK_KEY]
     return int(hints[0]) / 1e3 if hints and hints[0].isdecimal() else None
 
 

@@ -21,12 +21,13 @@ _LEAST_HOLD_S = 0.1  # an overloaded cloud that gives no time is not asked again
 
 @dataclass(frozen=True)
 class StudentAnswer:
-    """What the student said of a sample, for the cloud to compare with the FM."""
+    """What the student said of a sample, for the cloud to compare with the FM; `propensity` of asking about such a one."""
 
     label: str
     margin: float
     student_version: int
     pool_version: str
+    propensity: float
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Queries:
         if edge is not None:
             request.edge_label, request.edge_margin = edge.label, edge.margin
             request.student_version, request.edge_pool_version = edge.student_version, edge.pool_version
+            request.query_propensity = edge.propensity
         with self._lock:
             if self._requests is None:
                 self._open_stream()

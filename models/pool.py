@@ -17,6 +17,8 @@ from .errors import LabelError, ModelError
 
 UNKNOWN = "unknown"
 """What a sample is answered with when no label of the pool is near enough."""
+MAX_LABEL_LENGTH = 200
+"""Characters."""
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
@@ -25,7 +27,7 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(norm, 1e-12)).astype(np.float32)
 
 
-def check_labels(labels: Sequence[str], max_length: int = 200) -> tuple[str, ...]:
+def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Strips the labels and refuses empty, overlong, reserved and repeated ones.
 
     Raises:
@@ -35,8 +37,8 @@ def check_labels(labels: Sequence[str], max_length: int = 200) -> tuple[str, ...
     for label in cleaned:
         if not label or not label.isprintable():
             raise LabelError(f"a label must be non-empty printable text, got {label!r}")
-        if len(label) > max_length:
-            raise LabelError(f"a label has at most {max_length} characters, got {len(label)}: {label[:40]!r}...")
+        if len(label) > MAX_LABEL_LENGTH:
+            raise LabelError(f"a label has at most {MAX_LABEL_LENGTH} characters, got {len(label)}: {label[:40]!r}...")
         if label == UNKNOWN:
             raise LabelError(f"{UNKNOWN!r} is what samples of no label are answered with; choose another label")
     if len(set(cleaned)) != len(cleaned):

@@ -12,8 +12,10 @@ MAX_MESSAGE_BYTES = MAX_IMAGE_BYTES + 64 * 1024
 FETCH_CHUNK_BYTES = 32 * 1024
 MAX_LABELS_PER_CALL = 10_000
 MAX_NAME_LENGTH = 64
-MAX_LABEL_LENGTH = 200
 DEFAULT_PORT = 50061
+MAX_PORT = 65_535
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""Trailing metadata of a refused upload: when to come again."""
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

@@ -207,6 +207,7 @@ class RecognizeRequest(_message.Message):
     EDGE_MARGIN_FIELD_NUMBER: _builtins.int
     STUDENT_VERSION_FIELD_NUMBER: _builtins.int
     EDGE_POOL_VERSION_FIELD_NUMBER: _builtins.int
+    QUERY_PROPENSITY_FIELD_NUMBER: _builtins.int
     query_id: _builtins.int
     """chosen by the device, unique within the stream; says nothing about the content"""
     environment: _builtins.str
@@ -219,8 +220,8 @@ class RecognizeRequest(_message.Message):
     keep: _builtins.bool
     """May the cloud keep the sample for customization? False for samples that only score a system."""
     propensity: _builtins.float
-    """Probability with which the device's policy would have sent this sample: 1 for an uncertain one, the audit share
-    for an audit. Agreement is estimated with its inverse.
+    """Probability with which the device's policy would have sent this sample, by query or by upload: 1 for an uncertain
+    one, the audit share for an audit, 1 for all when all are uploaded. Kept with the sample. 0: 1.
     """
     device_id: _builtins.str
     edge_label: _builtins.str
@@ -228,6 +229,10 @@ class RecognizeRequest(_message.Message):
     edge_margin: _builtins.float
     student_version: _builtins.int
     edge_pool_version: _builtins.str
+    query_propensity: _builtins.float
+    """Probability with which the switcher asks about such a sample. Agreement and drift are estimated with its inverse:
+    uploads do not take part in them. 0: the same as `propensity`.
+    """
     def __init__(
         self,
         *,
@@ -243,10 +248,11 @@ class RecognizeRequest(_message.Message):
         edge_margin: _builtins.float = ...,
         student_version: _builtins.int = ...,
         edge_pool_version: _builtins.str = ...,
+        query_propensity: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "device_id", b"device_id", "edge_label", b"edge_label", "edge_margin", b"edge_margin", "edge_pool_version", b"edge_pool_version", "environment", b"environment", "image", b"image", "keep", b"keep", "propensity", b"propensity", "query_id", b"query_id", "student_version", b"student_version", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "device_id", b"device_id", "edge_label", b"edge_label", "edge_margin", b"edge_margin", "edge_pool_version", b"edge_pool_version", "environment", b"environment", "image", b"image", "keep", b"keep", "propensity", b"propensity", "query_id", b"query_id", "query_propensity", b"query_propensity", "student_version", b"student_version", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,7 +465,9 @@ class UploadAck(_message.Message):
     """the store had it already"""
     @_builtins.property
     def error(self) -> Global___QueryError:
-        """set: refused for good, do not send it again"""
+        """Set: not kept. BAD_IMAGE and INVALID_REQUEST are for good; after UNKNOWN_ENVIRONMENT, OVERLOADED and INTERNAL it may
+        be sent again, once `retry_after_ms` have passed.
+        """
 
     def __init__(
         self,

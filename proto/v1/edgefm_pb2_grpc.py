@@ -112,7 +112,9 @@ class EdgeFMServicer:
 
     def Upload(self, request_iterator, context):
         """Hands over samples for later labelling; every sample that the store holds afterwards is acknowledged by its id.
-        RESOURCE_EXHAUSTED: the queue is full; the trailing metadata `grpc-retry-pushback-ms` says when to come again.
+        A sample without acknowledgement was not looked at and may be sent again.
+        RESOURCE_EXHAUSTED: nothing was taken, queue or disk is full or the FM fails; the trailing metadata
+        `grpc-retry-pushback-ms` says when to come again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

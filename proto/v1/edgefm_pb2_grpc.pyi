@@ -46,7 +46,9 @@ class EdgeFMStub:
     """
     Upload: _grpc.StreamUnaryMultiCallable[_edgefm_pb2.UploadRequest, _edgefm_pb2.UploadResponse]
     """Hands over samples for later labelling; every sample that the store holds afterwards is acknowledged by its id.
-    RESOURCE_EXHAUSTED: the queue is full; the trailing metadata `grpc-retry-pushback-ms` says when to come again.
+    A sample without acknowledgement was not looked at and may be sent again.
+    RESOURCE_EXHAUSTED: nothing was taken, queue or disk is full or the FM fails; the trailing metadata
+    `grpc-retry-pushback-ms` says when to come again.
     """
     Watch: _grpc.UnaryStreamMultiCallable[_edgefm_pb2.WatchRequest, _edgefm_pb2.WatchEvent]
     """The current student and pool at once, then every change of either."""
@@ -77,7 +79,9 @@ class EdgeFMAsyncStub(EdgeFMStub):
     """
     Upload: _aio.StreamUnaryMultiCallable[_edgefm_pb2.UploadRequest, _edgefm_pb2.UploadResponse]  # type: ignore[assignment]
     """Hands over samples for later labelling; every sample that the store holds afterwards is acknowledged by its id.
-    RESOURCE_EXHAUSTED: the queue is full; the trailing metadata `grpc-retry-pushback-ms` says when to come again.
+    A sample without acknowledgement was not looked at and may be sent again.
+    RESOURCE_EXHAUSTED: nothing was taken, queue or disk is full or the FM fails; the trailing metadata
+    `grpc-retry-pushback-ms` says when to come again.
     """
     Watch: _aio.UnaryStreamMultiCallable[_edgefm_pb2.WatchRequest, _edgefm_pb2.WatchEvent]  # type: ignore[assignment]
     """The current student and pool at once, then every change of either."""
@@ -123,7 +127,9 @@ class EdgeFMServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_edgefm_pb2.UploadResponse, _abc.Awaitable[_edgefm_pb2.UploadResponse]]:
         """Hands over samples for later labelling; every sample that the store holds afterwards is acknowledged by its id.
-        RESOURCE_EXHAUSTED: the queue is full; the trailing metadata `grpc-retry-pushback-ms` says when to come again.
+        A sample without acknowledgement was not looked at and may be sent again.
+        RESOURCE_EXHAUSTED: nothing was taken, queue or disk is full or the FM fails; the trailing metadata
+        `grpc-retry-pushback-ms` says when to come again.
         """
 
     @_abc_1.abstractmethod

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -239,6 +241,48 @@ def test_closing_cancels_whoever_still_waits(where: str):
         assert process.batches == ([] if where == "collecting" else [[0]])
 
     asyncio.run(work())
+
+
+def test_who_waits_for_a_model_that_hangs_is_told():
+    process = Doubler()
+    batcher = doubling(process, max_batch=4, max_delay_ms=0, patience_s=0.1)
+
+    async def work() -> None:
+        hanging = await occupy(batcher, process)
+        queued = asyncio.create_task(batcher.submit(1))
+        with pytest.raises(EdgeFMError, match="has been at this batch"):
+            await hanging
+        assert not process.gate.is_set() and batcher.computing_s > 0.1
+        process.gate.set()
+        assert (await queued).result == 2  # it goes on where it left off
+
+    run(batcher, work)
+
+
+def test_a_process_ends_although_its_model_hangs():
+    """Neither closing nor the interpreter's end waits for the thread."""
+    script = """
+import asyncio, threading
+from edgefm.cloud.batcher import DynamicBatcher
+
+async def work():
+    began = threading.Event()
+    def hang(items):
+        began.set()
+        threading.Event().wait()
+    batcher = DynamicBatcher(lambda item: item, hang, 1, 0)
+    batcher.start()
+    waiting = [asyncio.create_task(batcher.submit(n)) for n in range(3)]
+    await asyncio.to_thread(began.wait)
+    await batcher.close()
+    await asyncio.wait(waiting)
+    print(all(task.cancelled() for task in waiting))
+
+asyncio.run(work())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert "event=model_left_behind" in done.stderr
 
 
 # ---- a full queue

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +21,9 @@ from edgefm.cloud.config import CloudConfig, CustomizationConfig
 from edgefm.cloud.customize import RESULT_FILE, Job, Outcome
 from edgefm.cloud.environments import BASE, Environments
 from edgefm.cloud.learning import held_out_mask
-from edgefm.cloud.store import SampleStore
-from edgefm.cloud.trainer import CustomizationError, Schedule, customize
+from edgefm.cloud.recognition import compare
+from edgefm.cloud.store import Kept, NewSample, SampleStore
+from edgefm.cloud.trainer import CustomizationError, Past, Schedule, customize
 from edgefm.deploy.camera import DAY, PHOTOGRAPHS, walk
 from edgefm.edge.sources import open_source
 from edgefm.models.errors import InputError
@@ -55,9 +58,16 @@ def cloud_config(data_dir: Path, **customization: object) -> CloudConfig:
     return CloudConfig(data_dir=data_dir, student="lite0-64", customization=settings)
 
 
+async def keep(
+    environments: Environments, name: str, image: bytes, embedding: np.ndarray, propensity: float = 1.0
+) -> Kept:
+    (found,) = compare(embedding[None], environments.pool(name)[0], [1])
+    return await environments.keep(NewSample(name, image, found.labelled, propensity, "device"))
+
+
 async def keep_all(environments: Environments, name: str, images: Iterable[bytes], embeddings: np.ndarray) -> None:
     for image, embedding in zip(images, embeddings, strict=True):
-        await environments.keep(name, image, embedding, 1.0, "device")
+        await keep(environments, name, image, embedding)
 
 
 async def until(happened: Callable[[], bool], timeout_s: float = 180) -> None:
@@ -231,19 +241,19 @@ def test_what_learnt_from_a_version_that_was_rolled_back_is_not_published(
 
 
 def test_runs_are_due_at_growing_counts_each_once():
-    schedule = Schedule(CustomizationConfig(first_at=100, growth=2.0), 0)
+    schedule = Schedule(CustomizationConfig(first_at=100, growth=2.0), Past())
     due = []
     for samples in range(1, 1700):
         if schedule.due(samples):
             schedule.started(samples)
             due.append(samples)
     assert due == [100, 200, 400, 800, 1600]
-    restarted = Schedule(CustomizationConfig(first_at=100, growth=2.0), 400)
+    restarted = Schedule(CustomizationConfig(first_at=100, growth=2.0), Past(400))
     assert not restarted.due(799) and restarted.due(800)
 
 
 def test_an_alarm_starts_one_run_once_enough_has_come_since():
-    schedule = Schedule(CustomizationConfig(first_at=100, growth=2.0), 400)
+    schedule = Schedule(CustomizationConfig(first_at=100, growth=2.0), Past(400))
     assert not schedule.due(500)
     schedule.drifted(since=1234.5, samples_since=30)
     due = []
@@ -254,6 +264,75 @@ def test_an_alarm_starts_one_run_once_enough_has_come_since():
             schedule.started(samples)
     assert due == [(570, 1234.5)]  # 30 had come, 70 more were missing
     assert schedule.since == 0.0 and not schedule.due(1139) and schedule.due(1140)
+
+
+def test_a_restart_repeats_no_run_and_loses_none(tmp_path: Path, synclip, pictures: Pictures, caplog):
+    """With a quota, fewer samples are stored than were ever labelled; an alarm asks for a run before they have come."""
+    config = cloud_config(tmp_path, first_at=20, growth=1000.0)
+
+    async def first() -> None:
+        environments = Environments(synclip, replace(config, store_bytes=10 * len(pictures.images[0])))
+        await environments.start()
+        await environments.register("yard", LABELS, "")
+        await keep_all(environments, "yard", pictures.images[:20], pictures.embeddings[:20])
+        await until(lambda: environments.trainer.outcomes.total() == 1)
+        assert environments.store.count("yard") < 15
+        await environments.close()
+
+    async def second() -> None:
+        environments = Environments(synclip, config)
+        await environments.start()
+        await keep_all(environments, "yard", pictures.images[20:25], pictures.embeddings[20:25])
+        assert environments.trainer.learning is None  # 25 is not a thousand times 20
+        await environments.trainer.drifted("yard", time.time())
+        await keep_all(environments, "yard", pictures.images[25:30], pictures.embeddings[25:30])
+        assert environments.trainer.learning is None
+        await environments.close()
+
+    async def third() -> None:
+        environments = Environments(synclip, config)
+        await environments.start()
+        await keep_all(environments, "yard", pictures.images[30:44], pictures.embeddings[30:44])
+        assert environments.trainer.learning is None  # 19 have come since the alarm
+        await keep_all(environments, "yard", pictures.images[44:45], pictures.embeddings[44:45])
+        assert environments.trainer.learning == "yard"
+        await environments.close()  # cuts the run short
+
+    async def fourth() -> None:
+        environments = Environments(synclip, config)
+        await environments.start()
+        await keep_all(environments, "yard", pictures.images[45:46], pictures.embeddings[45:46])
+        assert environments.trainer.learning == "yard"
+        await environments.close()
+
+    for work in (first, second, third, fourth):
+        asyncio.run(work())
+
+
+def test_a_disk_that_refuses_costs_no_alarm_and_damaged_files_no_start(tmp_path: Path, synclip, caplog):
+    async def work() -> None:
+        environments = Environments(synclip, cloud_config(tmp_path, first_at=NEVER))
+        await environments.start()
+        await environments.register("yard", LABELS, "")
+        with sqlite3.connect(tmp_path / "store" / "samples.db") as db:
+            db.execute("ALTER TABLE samples RENAME TO gone")
+        db.close()
+        await environments.trainer.drifted("yard", 1.0)
+        assert "event=samples_not_counted environment=yard" in caplog.text
+        with sqlite3.connect(tmp_path / "store" / "samples.db") as db:
+            db.execute("ALTER TABLE gone RENAME TO samples")
+        db.close()
+        await environments.close()
+        path = environments.registry.schedule_path("yard")
+        assert json.loads(path.read_text()) == {"learned_at": 0, "drifted_since": 1.0}
+        path.write_text("{")
+        (path.parent / "versions" / "000001.json").write_text("{")  # the newest version; 0 is the current one
+        again = Environments(synclip, cloud_config(tmp_path, first_at=NEVER))
+        await again.start()
+        assert again.names() == ["yard"] and "event=schedule_unreadable" in caplog.text
+        await again.close()
+
+    asyncio.run(work())
 
 
 # ---- what the environments hold
@@ -274,7 +353,7 @@ def test_a_registration_that_was_cut_short_is_repeated(tmp_path: Path, synclip, 
         with pytest.raises(InputError, match="no device has registered"):
             environments.student("yard")
         with pytest.raises(InputError, match="no device has registered"):
-            await environments.keep("yard", pictures.images[0], pictures.embeddings[0], 1.0, "device")
+            await keep(environments, "yard", pictures.images[0], pictures.embeddings[0])
         await environments.register("yard", LABELS[:2], "")
         assert environments.student("yard").version == 0
         await environments.close()
@@ -294,14 +373,14 @@ def test_samples_need_an_environment_and_a_true_propensity(tmp_path: Path, syncl
         assert environments.pool("yard")[0].labels == LABELS
         for name in (BASE, "street"):
             with pytest.raises(InputError):
-                await environments.keep(name, pictures.images[0], pictures.embeddings[0], 1.0, "device")
+                await keep(environments, name, pictures.images[0], pictures.embeddings[0])
         for propensity in (0.0, -0.5, 1.5, float("nan"), float("inf")):
             with pytest.raises(InputError, match="propensity"):
-                await environments.keep("yard", pictures.images[0], pictures.embeddings[0], propensity, "device")
+                await keep(environments, "yard", pictures.images[0], pictures.embeddings[0], propensity)
         assert environments.samples_labelled("yard") == environments.store.count("yard") == 0
         assert environments.store.count(BASE) == 0
         for duplicate in (False, True):
-            kept = await environments.keep("yard", pictures.images[0], pictures.embeddings[0], 0.02, "device")
+            kept = await keep(environments, "yard", pictures.images[0], pictures.embeddings[0], 0.02)
             assert kept == (sha256_hex(pictures.images[0]), duplicate)
         assert environments.samples_labelled("yard") == 1
         assert environments.store.samples("yard").propensities.tolist() == [0.02]
@@ -362,7 +441,7 @@ async def stream(environments: Environments, tree: Path) -> int:
     frames = 0
     for frame in open_source(tree, "train/", shuffle_seed=0):
         embedding = environments.model.embed_images([decode_image(frame.encoded)])[0]
-        await environments.keep("yard", frame.encoded, embedding, 1.0, "device")
+        await keep(environments, "yard", frame.encoded, embedding)
         frames += 1
     return frames
 

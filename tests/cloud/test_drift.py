@@ -165,7 +165,7 @@ def test_agreement_is_that_of_the_whole_stream_and_not_of_what_was_sent():
         estimated = estimate_agreement(observations)
         assert estimated.samples == len(observations)
         estimates.append(estimated.share)
-        errors.append(estimated.error)
+        errors.append(estimated.standard_error)
     assert abs(np.mean(estimates) - 0.5) < 4 * np.std(estimates) / 300**0.5
     assert np.mean(errors) == pytest.approx(np.std(estimates), rel=0.15)
 

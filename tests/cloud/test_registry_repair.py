@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from edgefm.cloud.registry import Registry
 from edgefm.cloud.registry_repair import Repairs, repair
-from edgefm.models.errors import ModelError
+from edgefm.models.errors import ModelError, StoreError
 from edgefm.models.images import Preprocess
 from edgefm.models.pool import LabelPool, normalise
 from edgefm.models.versions import Calibration, StudentManifest
@@ -122,6 +122,12 @@ def test_a_lost_pool_makes_the_environment_unusable_and_costs_no_blob(registry: 
     repairs = repair(registry)
     assert repairs.unusable == ["yard"] and repairs.blobs_removed == 0 and repairs.repointed == {}
     assert "event=pool_damaged environment=yard" in caplog.text
+
+
+def test_a_disk_that_refuses_is_a_store_error(registry: Registry):
+    (registry.root / "blobs" / "a folder where no folder should be").mkdir()
+    with pytest.raises(StoreError, match="cannot repair the registry"):
+        repair(registry)
 
 
 def test_a_registration_that_was_cut_short_is_no_damage(registry: Registry):

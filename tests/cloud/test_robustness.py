@@ -123,6 +123,10 @@ def test_a_full_queue_tells_each_query_and_upload_when_to_come_again(tmp_path: P
         assert full.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         hint = dict(full.value.trailing_metadata())["grpc-retry-pushback-ms"]
         assert int(hint) > 0
+        wrong = pb.UploadRequest(upload_id=9, environment="yard", image=images[0], propensity=2.0)
+        acks = {ack.upload_id: ack.error for ack in cloud.stub.Upload(iter([wrong, uploads[0]]), timeout=60).acks}
+        assert acks[9].code == pb.QueryError.CODE_INVALID_REQUEST and acks[9].retry_after_ms == 0
+        assert acks[0].code == pb.QueryError.CODE_OVERLOADED and acks[0].retry_after_ms > 0
         fm.gate.set()
         assert not next(modest).HasField("error")
         requests.put(None)
@@ -152,8 +156,12 @@ def test_a_full_disk_costs_the_samples_and_not_the_answers(
             upload = pb.UploadRequest(upload_id=1, environment="yard", image=images[0])
             with pytest.raises(grpc.RpcError) as refused:
                 cloud.stub.Upload(iter([upload]), timeout=60)
-            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert "grpc-retry-pushback-ms" in dict(refused.value.trailing_metadata())
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert dict(refused.value.trailing_metadata())["grpc-retry-pushback-ms"] == "5000"
+            wrong = pb.UploadRequest(upload_id=9, environment="yard", image=images[0], propensity=2.0)
+            acks = {ack.upload_id: ack.error for ack in cloud.stub.Upload(iter([wrong, upload]), timeout=60).acks}
+            assert acks.keys() == {1, 9} and acks[9].code == pb.QueryError.CODE_INVALID_REQUEST
+            assert acks[1].code == pb.QueryError.CODE_INTERNAL and acks[1].retry_after_ms == 5000
             unhealthy = cloud.stub.Status(pb.StatusRequest()).unhealthy
             assert "free space" in unhealthy["store"] and "fm" not in unhealthy
             counted = metrics_of(cloud)
@@ -219,7 +227,13 @@ def test_a_start_that_fails_closes_what_it_had_opened(tmp_path: Path, serve, fm:
 
 def test_a_second_cloud_in_the_same_folder_is_refused(tmp_path: Path, serve, fm: Faulty):
     with serve(config(tmp_path)):
+        (tmp_path / "drift").mkdir()
+        being_written = tmp_path / "drift" / ".yard.json.x1y2"
+        being_written.write_bytes(b"")
         assert "another cloud works in" in str(start(config(tmp_path)))
+        assert being_written.exists()  # it is not the second's to clear away
+    with serve(config(tmp_path)):
+        assert not being_written.exists()
 
 
 def test_other_labels_than_those_on_the_disk_are_not_silent(tmp_path: Path, serve, fm: Faulty, caplog):
@@ -328,8 +342,12 @@ def test_refusals_are_told_to_an_operator(tmp_path: Path, serve, fm: Faulty):
             assert done.returncode == 0, done.stderr
             return done.stdout.splitlines()
 
+        newer = pb.Refusal(student_version=25, reason="a new one", kind=99)  # pyright: ignore[reportArgumentType]
+        cloud.stub.Report(pb.ReportRequest(device_id="d", environment="yard", refusals=[newer]))
+        assert edgefm()[-1] == "  refused by d: student 25, unspecified: a new one"
+        cloud.stub.Report(pb.ReportRequest(device_id="d\n1", environment="yard", refusals=refusals))
         lines = edgefm()
         assert lines[0] == "cloud: synclip, waiting: 0 queries, 0 uploads"
         assert lines[1].startswith("yard: student lite0-64 version 0 of 1; 2 labels, pool ")
-        assert lines[-1] == "  refused by d?1: student 24, slow: 9 ms?and ?[31mred"
+        assert lines[-1] == "  refused by d 1: student 24, slow: 9 ms and ?[31mred"
         assert json.loads("\n".join(edgefm("yard", "--json")))["environments"][0]["student_version"] == 0

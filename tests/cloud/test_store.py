@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -189,6 +190,27 @@ def test_samples_that_came_together_are_kept_together_or_not_at_all(store: Sampl
     blocked.unlink()
     assert [kept.duplicate for kept in store.add([*group, group[0]])] == [False, False, False, True]
     assert store.labelled() == {"yard": 3}
+
+
+def test_a_durable_duplicate_is_synced_like_a_new_sample(store: SampleStore, tmp_path: Path, monkeypatch):
+    """Kept from a query first, then uploaded: the device deletes its copy once it hears of the duplicate."""
+    synced, fsync = [], os.fsync
+
+    def spy(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    kept = add(store, "yard", b"image", labelled(0), 1.0, "d")
+    file, log = store.image_path(kept.sha256), tmp_path / "store" / "samples.db-wal"
+    before = log.read_bytes()
+    assert add(store, "yard", b"image", labelled(0), 1.0, "d").duplicate
+    assert synced == [] and log.read_bytes() == before  # a query's costs nothing
+    (again,) = store.add([NewSample("yard", b"image", labelled(0), 1.0, "d", durable=True)])
+    assert again.duplicate and synced == [file.stat().st_ino]
+    assert log.read_bytes() != before  # a transaction went into the log, which its full commit syncs
+    (other,) = store.add([NewSample("street", b"image", labelled(0), 1.0, "d", durable=True)])
+    assert not other.duplicate and synced == [file.stat().st_ino] * 2
 
 
 # ---- quota and retention

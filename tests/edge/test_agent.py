@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -334,12 +335,15 @@ def test_a_second_agent_on_the_same_state_is_told_so(configure):
 
 
 def test_with_upload_all_the_cloud_gets_every_sample_with_propensity_one(cloud, configure, frames):
-    """Audits too: all samples reach the cloud, so that none stands for others."""
+    """Audits too: all samples reach the cloud, so that none stands for others. Drift hears of queries alone: there an
+    audit stands for those that were not asked about."""
     audited = SwitcherConfig(objective="latency_bound", latency_bound_ms=0.001, audit_share=0.3)
     summary, _ = run(configure("all", switcher=audited, upload="all"), frames(30))
     stored = cloud.server.environments.store.samples("all")
     assert summary.edge > 10 and summary.cloud > 3 and summary.uploads_left == 0
     assert len(stored.propensities) == 30 and set(stored.propensities) == {1.0}
+    observed = json.loads(cloud.server.environments.drift.snapshot("all"))["first"]
+    assert [round(observation["propensity"], 6) for observation in observed] == [0.3] * summary.cloud
 
 
 def test_what_an_agent_could_not_hand_over_the_next_one_does(cloud, configure, frames):

@@ -229,11 +229,12 @@ def client(scripted):
 
 def test_a_query_carries_what_the_student_said(client, scripted):
     answers = Answers()
-    client.query(b"a", 0.5, answers, edge=StudentAnswer("cat", 0.25, 3, "0123"))
+    client.query(b"a", 0.5, answers, edge=StudentAnswer("cat", 0.25, 3, "0123", 0.125))
     client.query(b"b", 1.0, answers, keep=False)
     answers.wait(2)
     said, silent = scripted.of(pb.RecognizeRequest)
     assert (said.edge_label, said.edge_margin, said.student_version, said.edge_pool_version) == ("cat", 0.25, 3, "0123")
+    assert (said.query_propensity, silent.query_propensity) == (0.125, 0.0)
     assert (said.propensity, said.keep, said.device_id, said.environment) == (0.5, True, "tester", "yard")
     assert (silent.edge_label, silent.edge_pool_version, silent.keep) == ("", "", False)
 
