@@ -94,7 +94,7 @@ class AgentConfig:
     student: str = ""
     device_profile: Path | None = None
     deadline_ms: float = 1000.0
-    connect_timeout_s: float = 10.0
+    connect_timeout_s: float = 20.0
     fps: float = 0.0
     max_pending: int = 32
     threads: int = 0
