@@ -32,7 +32,7 @@ from ..models.students import student_profile
 from ..models.versions import GRAPH_FILE, Calibration, StudentManifest, sha256_hex
 from .augment import trunk_views
 from .config import CustomizationConfig
-from .learning import Judgement, embed_with, fit_closed_form, held_out_mask, judge, train_tail
+from .learning import Judgement, choose, embed_with, fit_closed_form, held_out_mask, judge, train_tail
 from .store import FEATURES_FILE, SampleStore, StoredSamples, image_path
 
 RESULT_FILE = "result.json"
@@ -209,11 +209,11 @@ def run(job: Job) -> Outcome:
     ]
     if len(mask) >= job.config.tail_from:
         candidates.append(_with_tail(data, train, held_out, pool, head))
-    best = min(candidates, key=lambda candidate: candidate.judgement.risk)
-
     parent = judge(data.embed_running(held_out), targets[held_out], pool)
+    index, accepted = choose([candidate.judgement for candidate in candidates], parent)
+    best = candidates[index]
     outcome = Outcome(
-        accepted=best.judgement.quality >= parent.quality,
+        accepted=accepted,
         samples=len(mask),
         pool_version=pool.version,
         agreement=best.judgement.agreement,

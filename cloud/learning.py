@@ -8,6 +8,7 @@ student starts. Training the tail goes on from there by gradient on the whole lo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +85,12 @@ def judge(embeddings: np.ndarray, targets: np.ndarray, pool: LabelPool) -> Judge
     graded = graded_agreement(fm, mine, pool.temperature, temperature)
     margins = pool.recognise(embeddings, top_k=1).margins
     return Judgement(margins, chosen == right, graded, certainty, temperature)
+
+
+def choose(candidates: Sequence[Judgement], running: Judgement) -> tuple[int, bool]:
+    """Which of the candidates has the lowest risk, and whether the gate lets it take the place of what runs."""
+    best = min(range(len(candidates)), key=lambda index: candidates[index].risk)
+    return best, candidates[best].quality >= running.quality
 
 
 # ---- the head

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ..cloud.augment import trunk_views
 from ..cloud.config import CustomizationConfig
-from ..cloud.learning import embed_with, fit_closed_form, held_out_mask, judge, train_tail
+from ..cloud.learning import choose, embed_with, fit_closed_form, held_out_mask, judge, train_tail
 from ..edge.agreement import AgreementCurve
 from ..edge.frames import readable
 from ..edge.sources import open_source
@@ -105,8 +105,8 @@ class _Learner:
             tail, with_tail = train_tail(train.views, train.fm, pool, Tail(self._profile.backbone), head, config)
             candidates.append(("head+tail", with_tail, tail))
             judgements.append(judge(embed_with(tail, with_tail, held_out.views[:, 0]), held_out.fm, pool))
-        best = int(np.argmin([judgement.risk for judgement in judgements]))
-        return candidates[best] if judgements[best].quality >= before.quality else ("refused", self._version0, None)
+        best, accepted = choose(judgements, before)
+        return candidates[best] if accepted else ("refused", self._version0, None)
 
     @staticmethod
     def embed(images: _Images, head: Head, tail: Tail | None) -> np.ndarray:

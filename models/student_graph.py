@@ -153,8 +153,8 @@ def _external(name: str, dims: list[int], file: str, offset: int, length: int) -
 def student_files(profile: StudentProfile, head: Head) -> dict[str, bytes]:
     """The files of version 0: graph, trunk, tail and head weights.
 
-    The graph maps `images` (batch, 3, S, S) to `embeddings` (batch, D), L2-normalised, and to `features` (batch, F),
-    which the cloud caches for training. Later versions replace the head's file, or the head's and the tail's.
+    The graph maps `images` (batch, 3, S, S) to `embeddings` (batch, D), L2-normalised, and to `features` (batch, F), those
+    of the backbone. Later versions replace the head's file, or the head's and the tail's.
     """
     backbone = _backbone(profile)
     model = onnx.ModelProto()

@@ -12,6 +12,7 @@ from edgefm.cloud.config import CustomizationConfig
 from edgefm.cloud.learning import (
     INTERCEPT_SHARE,
     Judgement,
+    choose,
     embed_with,
     fit_closed_form,
     held_out_mask,
@@ -235,6 +236,15 @@ def test_risk_is_the_area_under_the_risk_coverage_curve():
     assert unsure_and_wrong.risk < sure_and_wrong.risk
     assert unsure_and_wrong.agreement == sure_and_wrong.agreement == unsure_and_wrong.quality == 0.75
     assert _judgement(margins, [1, 0.9, 1, 1]).risk < sure_and_wrong.risk  # the FM is torn there: it costs little
+
+
+def test_the_lowest_risk_is_chosen_and_the_gate_asks_for_quality():
+    margins = np.array([0.1, 0.4, 0.2, 0.3])
+    sure_and_wrong, unsure_and_wrong = _judgement(margins, [1, 0, 1, 1]), _judgement(margins, [0, 1, 1, 1])
+    better, worse = _judgement(margins, [0.1, 1, 1, 1]), _judgement(margins, [0, 1, 1, 0.9])
+    assert choose([sure_and_wrong, unsure_and_wrong], sure_and_wrong) == (1, True)  # not below: equal quality passes
+    assert choose([sure_and_wrong, unsure_and_wrong], better) == (1, False)
+    assert choose([worse], unsure_and_wrong) == (0, False) and choose([better], unsure_and_wrong) == (0, True)
 
 
 # ---- together
