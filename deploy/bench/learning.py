@@ -16,24 +16,24 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ..cloud.augment import trunk_views
-from ..cloud.config import CustomizationConfig
-from ..cloud.learning import choose, embed_with, fit_closed_form, held_out_mask, judge, train_tail
-from ..edge.agreement import AgreementCurve
-from ..edge.frames import readable
-from ..edge.sources import open_source
-from ..edge.thresholds import Costs, ThresholdTable
-from ..models.backbones import Tail, feature_graph, trunk_graph
-from ..models.errors import InputError
-from ..models.foundation import FoundationModel, build_pool, load_foundation_model
-from ..models.images import decode_image
-from ..models.pool import LabelPool
-from ..models.runtime import OnnxModel
-from ..models.student_graph import Head, version0_head
-from ..models.students import StudentProfile, student_profile
-from ..models.versions import sha256_hex
-from .conditions import CONDITIONS, under
-from .demo_results import describe_environment
+from ...cloud.augment import trunk_views
+from ...cloud.config import CustomizationConfig
+from ...cloud.learning import choose, embed_with, fit_closed_form, held_out_mask, judge, train_tail
+from ...edge.agreement import AgreementCurve
+from ...edge.frames import readable
+from ...edge.sources import open_source
+from ...edge.thresholds import Costs, ThresholdTable
+from ...models.backbones import Tail, feature_graph, trunk_graph
+from ...models.errors import InputError
+from ...models.foundation import FoundationModel, build_pool, load_foundation_model
+from ...models.images import decode_image
+from ...models.pool import LabelPool
+from ...models.runtime import OnnxModel
+from ...models.student_graph import Head, version0_head
+from ...models.students import StudentProfile, student_profile
+from ...models.versions import sha256_hex
+from ..conditions import CONDITIONS, under
+from ..demo_results import describe_environment
 
 EVIDENCE = 1000
 """Samples of the stream beside the n, answered by student and FM, from which the threshold is chosen: a switcher's full

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
 import time
 from pathlib import Path, PurePosixPath
@@ -14,20 +13,19 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from ..cloud.config import CloudConfig, CustomizationConfig
-from ..cloud.environments import Environments
-from ..cloud.recognition import compare
-from ..cloud.store import NewSample
-from ..edge.frames import Frame, readable
-from ..edge.sources import open_source
-from ..edge.student import Student
-from ..models.cache import write_atomic
-from ..models.errors import InputError, StoreError
-from ..models.foundation import FoundationModel, load_foundation_model
-from ..models.images import decode_image
-from ..models.students import PROFILES, StudentProfile
-from .demo_results import describe_environment
-from .demo_scoring import accuracy, score_student
+from ...cloud.config import CloudConfig, CustomizationConfig
+from ...cloud.environments import Environments
+from ...cloud.recognition import compare
+from ...cloud.store import NewSample
+from ...edge.frames import Frame, readable
+from ...edge.sources import open_source
+from ...edge.student import Student
+from ...models.errors import InputError
+from ...models.foundation import FoundationModel, load_foundation_model
+from ...models.images import decode_image
+from ...models.students import PROFILES, StudentProfile
+from ..demo_results import describe_environment
+from ..demo_scoring import accuracy, score_student
 
 _BATCH = 16
 _TIMED_RUNS = 50
@@ -139,16 +137,3 @@ def _table(result: dict[str, Any]) -> Table:
         cells = (row["frame_ms"], f"{row['version0_accuracy']:.3f}", f"{row['accuracy']:.3f}", seconds or "refused")
         table.add_row(row["student"], *map(str, cells))
     return table
-
-
-def make_folder(path: Path) -> None:
-    """Before a measurement of minutes: raises `StoreError` unless there is a folder for the file of its results."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; choose another folder") from error
-
-
-def save(result: dict[str, Any], path: Path) -> None:
-    """Raises `StoreError` when the disk refuses."""
-    write_atomic(path, (json.dumps(result, indent=2) + "\n").encode())

@@ -1,0 +1,1 @@
+"""The commands of `edgefm`: a module each group; `edgefm.deploy.cli` puts them together."""

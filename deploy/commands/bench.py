@@ -1,0 +1,64 @@
+"""`edgefm bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...models.errors import ConfigError
+from ...models.students import DEFAULT_STUDENT
+from .options import extra
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
+
+
+def _measured(measure: Callable[[], dict[str, Any]], json_file: Path | None) -> None:
+    """Runs it; a folder that its results cannot go to is an error before the measurement, not minutes later."""
+    from ..bench.results import make_folder, save
+
+    if json_file is not None:
+        make_folder(json_file)
+    result = measure()
+    if json_file is not None:
+        save(result, json_file)
+
+
+def students(
+    data: Annotated[Path, typer.Option(help="Folder or tar laid out train/<label>/, val/<label>/.")],
+    samples: Annotated[int, typer.Option(help="Samples that the FM labels.")] = 1600,
+    seed: Annotated[int, typer.Option(help="Which samples those are.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Every student: milliseconds a frame, accuracy before and after customization, seconds to publish."""
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.students import bench_students
+    _measured(lambda: bench_students(data, samples, seed, Console()), json_file)
+
+
+def learning(
+    data: Annotated[list[Path], typer.Option(help="Folders or tars laid out train/<label>/, val/<label>/.")],
+    student: Annotated[str, typer.Option(help="Which student.")] = DEFAULT_STUDENT,
+    samples: Annotated[
+        str, typer.Option(help="Numbers of samples that the FM labels; 0 is version 0.")
+    ] = "0,100,400,1600",
+    seeds: Annotated[int, typer.Option(help="Repeats, each with other samples.")] = 5,
+    accuracy_target: Annotated[float, typer.Option(help="Accuracy to keep, of the FM's.")] = 0.99,
+    json_file: JsonFile = None,
+) -> None:
+    """Edge share against samples, clean and by night, blurred, noisy, compressed. About 40 minutes on 2 cores."""
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.learning import bench_learning
+    try:
+        counts = sorted({int(count) for count in samples.split(",")})
+    except ValueError:
+        raise ConfigError(f"--samples is a list of numbers such as 0,100,400, got {samples!r}") from None
+    if counts[0] < 0 or seeds < 1:
+        raise ConfigError("--samples must not be negative, --seeds must be at least 1")
+    _measured(lambda: bench_learning(data, student, counts, seeds, accuracy_target, Console()), json_file)
