@@ -18,6 +18,7 @@ from ..edge.frames import Frame, readable
 from ..edge.sources import open_source
 from ..models.errors import InputError, StoreError
 
+CAMERA_PLACE = "yard"
 SCORING_FRAMES = 400
 """Of the simulated camera, from a walk of its own."""
 SCORING_SHARE = 0.2
@@ -26,10 +27,11 @@ SCORING_SHARE = 0.2
 
 @dataclass(frozen=True)
 class DemoEnvironment:
-    """One place the device stands in.
+    """One place the device stands in, or a part of the day there.
 
     Attributes:
-        name: of the environment at registration.
+        name: for people and for files.
+        place: name of the environment at registration.
         labels: of its pool.
         stream: tar of the unlabelled stream, `frames` images.
         scoring: (encoded image, ground truth) pairs, in no pool, store or stream; the truth is None where the source
@@ -37,6 +39,7 @@ class DemoEnvironment:
     """
 
     name: str
+    place: str
     labels: tuple[str, ...]
     stream: Path
     frames: int
@@ -44,7 +47,8 @@ class DemoEnvironment:
 
 
 def camera_environments(folder: Path, frames: int, seed: int) -> list[DemoEnvironment]:
-    """The default: a simulated camera over photographs that come with installed packages, by day and by night."""
+    """The default: a simulated camera over photographs that come with installed packages, in one place by day and then
+    by night."""
     from .camera import DAY, NIGHT, PHOTOGRAPHS, walk
 
     labels = tuple(sorted({photograph.label for photograph in PHOTOGRAPHS}))
@@ -53,7 +57,7 @@ def camera_environments(folder: Path, frames: int, seed: int) -> list[DemoEnviro
         stream = (frame.image_bytes for frame in walk(look, seed * 1000 + number, frames))
         path, count = _write_stream(folder / f"{name}.tar", stream)
         scoring = tuple((f.image_bytes, f.label) for f in walk(look, seed * 1000 + 500 + number, SCORING_FRAMES))
-        environments.append(DemoEnvironment(name, labels, path, count, scoring))
+        environments.append(DemoEnvironment(name, CAMERA_PLACE, labels, path, count, scoring))
     return environments
 
 
@@ -89,7 +93,7 @@ def data_environment(source: Path, folder: Path, frames: int, seed: int, labels:
     salt = str(seed).encode()
     stream.sort(key=lambda frame: hashlib.sha256(salt + frame.encoded).digest())
     path, count = _write_stream(folder / f"{name}.tar", (f.encoded for f in itertools.islice(stream, frames)))
-    return DemoEnvironment(name, tuple(found), path, count, scoring)
+    return DemoEnvironment(name, name, tuple(found), path, count, scoring)
 
 
 def _fraction(frame: Frame) -> float:

@@ -29,12 +29,15 @@ class EnvironmentRun:
 
     Attributes:
         summary: the agent's own, see `edgefm.edge.agent.Summary`.
+        alarms: drift alarms that the cloud raised meanwhile: `kind`, `time_s` since the run began, `agreement` with the FM
+            since the evidence began, and `baseline`, what it was when the version was new.
         added_label: its name and the share of its scoring images that the FM called so before it was added.
     """
 
     environment: DemoEnvironment
     records: list[Record]
     summary: dict[str, Any]
+    alarms: list[dict[str, Any]]
     added_label: tuple[str, float | None] | None
 
 
@@ -55,9 +58,10 @@ def assemble(
         traffic: bytes up and down over the shaped link.
     """
     timeline = _timeline(runs)
-    environments, added = [], None
+    environments, added, began_s = [], None, 0.0
     for run in runs:
-        scored, added_here = _score(run, registry, cloud)
+        scored, added_here = _score(run, registry, cloud, began_s)
+        began_s += run.records[-1]["time_s"] if run.records else 0.0
         environments.append(scored)
         added = added or added_here
     routes = Counter(record["route"] for record in timeline)
@@ -80,25 +84,28 @@ def _timeline(runs: Sequence[EnvironmentRun]) -> list[Record]:
     """The runs one after another on one clock."""
     timeline, offset = [], 0.0
     for run in runs:
-        timeline += [{**record, "time_s": record["time_s"] + offset} for record in run.records]
+        name = run.environment.name
+        timeline += [{**r, "time_s": r["time_s"] + offset, "environment": name} for r in run.records]
         offset = timeline[-1]["time_s"] if timeline else 0.0
     return timeline
 
 
-def _score(run: EnvironmentRun, registry: Registry, cloud: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _score(
+    run: EnvironmentRun, registry: Registry, cloud: str, began_s: float
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     environment = run.environment
     images = [image for image, _ in environment.scoring]
-    fm = ask_fm(cloud, environment.name, images)
+    fm = ask_fm(cloud, environment.place, images)
     known = all(truth is not None for _, truth in environment.scoring)
     truth = np.array([label for _, label in environment.scoring], dtype=object) if known else fm
     thresholds = _thresholds(run.records)
-    scores = {number: score_student(registry, environment.name, number, images) for number in sorted({0, *thresholds})}
+    scores = {number: score_student(registry, environment.place, number, images) for number in sorted({0, *thresholds})}
     final = max(thresholds, default=0)
     threshold = thresholds.get(final, np.inf)  # never past its cold start: all to the cloud
     system = scores[final].system_answers(threshold, fm)
     scored = {
         "name": environment.name,
-        "labels": list(registry.pool(environment.name)[0].labels),
+        "labels": list(registry.pool(environment.place)[0].labels),
         "frames": len(run.records),
         "versions": run.summary["swaps"],
         "scoring_images": len(images),
@@ -110,7 +117,8 @@ def _score(run: EnvironmentRun, registry: Registry, cloud: str) -> tuple[dict[st
             "student_accuracy": accuracy(scores[0].answers, truth),
             "edge_share": scores[0].edge_share(thresholds[0]) if 0 in thresholds else None,
         },
-        "edge_share": _curve(environment.name, registry, scores, thresholds),
+        "drift": [{**alarm, "time_s": alarm["time_s"] + began_s} for alarm in run.alarms],
+        "edge_share": _curve(environment.place, registry, scores, thresholds),
     }
     added = None
     if run.added_label is not None:
@@ -139,13 +147,13 @@ def _thresholds(records: Sequence[Record]) -> dict[int, float]:
 
 
 def _curve(
-    name: str, registry: Registry, scores: Mapping[int, StudentScores], thresholds: Mapping[int, float]
+    place: str, registry: Registry, scores: Mapping[int, StudentScores], thresholds: Mapping[int, float]
 ) -> list[list[float]]:
     """[samples labelled by the FM that the version learned from, edge share on the scoring images]."""
     if not thresholds:
         return [[0, 0.0]]  # never past the cold start: everything went to the cloud
     return [
-        [registry.manifest(name, number).samples, scores[number].edge_share(threshold)]
+        [registry.manifest(place, number).samples, scores[number].edge_share(threshold)]
         for number, threshold in sorted(thresholds.items())
     ]
 

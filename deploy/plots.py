@@ -74,16 +74,9 @@ def edge_share_axes(ax: Axes, environments: Sequence[Mapping[str, Any]]) -> None
             ms=4,
             label=short(environment["name"]),
         )
-        ax.plot(
-            [0],
-            [environment["version0"]["edge_share"]],
-            "*",
-            ms=13,
-            mfc="white",
-            mec=colour,
-            clip_on=False,
-            zorder=5,
-        )
+        if environment["version0"]["edge_share"] is not None:
+            star = {"ms": 13, "mfc": "white", "mec": colour, "clip_on": False, "zorder": 5}
+            ax.plot([0], [environment["version0"]["edge_share"]], "*", **star)
     ax.plot([], [], "*", ms=11, mfc="white", mec="#222222", label="version 0 (before any sample)")
     ax.set(xlabel="samples labelled by the FM", ylabel="edge share (%)")
     ax.set_xlim(left=0)

@@ -78,15 +78,18 @@ def summarize(result: Result) -> list[str]:
         f"in the cloud, and {_share_of(answers, 'fallback')} by the edge as a fallback. Lost: {answers['lost']:,}."
     ]
     for e in environments:
-        samples, share = e["edge_share"][-1]
-        first = e["version0"]
+        (_, at_first), (samples, share) = e["edge_share"][0], e["edge_share"][-1]
         sentences.append(
             f"{e['name']}: with {samples:,} samples labelled by the FM, the edge share went from "
-            f"{percent(first['edge_share'])} to {percent(share)}, and the student alone from "
-            f"{percent(first['student_accuracy'])} to {percent(e['student_accuracy'])} accuracy. The whole "
-            f"system is right on {percent(e['system_accuracy'])} of the scoring images, the FM alone on "
-            f"{percent(e['fm_accuracy'])}."
+            f"{percent(at_first)} to {percent(share)}; the student alone, {percent(e['version0']['student_accuracy'])} "
+            f"as version 0, has {percent(e['student_accuracy'])} accuracy. The whole system is right on "
+            f"{percent(e['system_accuracy'])} of the scoring images, the FM alone on {percent(e['fm_accuracy'])}."
         )
+        sentences += [
+            f"{e['name']}: {alarm['time_s']:.0f}\u00a0s after the start the cloud raised a drift alarm: the {alarm['kind']} "
+            "had moved away from what the student had learned. It learns anew, and the samples since judge it."
+            for alarm in e["drift"]
+        ]
     medians = [f"{milliseconds(latency[r]['p50'])} ({r})" for r in ROUTES if latency.get(r)]
     if medians:
         sentences.append(f"Half of each route's answers came within {', '.join(medians)}.")
@@ -174,8 +177,9 @@ def _tables(result: Result) -> dict[str, str]:
             f"{e['frames']:,}",
             f"{e['edge_share'][-1][0]:,}",
             f"{e['versions']:,}",
-            percent(e["version0"]["edge_share"]),
+            percent(e["edge_share"][0][1]),
             percent(e["edge_share"][-1][1]),
+            ", ".join(f"{alarm['kind']} at {alarm['time_s']:.0f}\u00a0s" for alarm in e["drift"]) or "none",
         )
         for e in environments
     ]
@@ -216,8 +220,9 @@ def _tables(result: Result) -> dict[str, str]:
                 "frames",
                 "samples labelled by the FM",
                 "student versions swapped in",
-                "edge share, version 0",
+                "edge share, first version",
                 "edge share, last",
+                "drift alarms",
             ),
             learning,
         ),

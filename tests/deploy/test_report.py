@@ -52,6 +52,7 @@ def make_result(environments: tuple[str, ...] = ("wild", "town")) -> dict[str, A
                 "student_accuracy": 0.8234 - 0.02 * i,
                 "version0": {"student_accuracy": 0.8045 - 0.02 * i, "edge_share": 0.661},
                 "edge_share": [[0, 0.661], [400, 0.702], [1600, 0.7435]],
+                "drift": [{"kind": "margin", "time_s": 71.3, "agreement": 0.8, "baseline": 0.9}] if i else [],
             }
             for i, name in enumerate(environments)
         ],
@@ -158,7 +159,7 @@ def test_everything_from_data_is_escaped(tmp_path) -> None:
 def test_tables_hold_the_figures_given(text: str) -> None:
     rows = Page(text).rows
     assert ["wild", "87.1 %", "86.2 %", "82.3 %", "80.5 %"] in rows
-    assert ["town", "12,346", "1,600", "3", "66.1 %", "74.4 %"] in rows
+    assert ["town", "12,346", "1,600", "3", "66.1 %", "74.4 %", "margin at 71 s"] in rows
     assert ["edge", "18,000", "72.9 %", "2.31 ms", "4.13 ms", "2.54 ms", "2.62 ms"] in rows
     assert ["cloud", "6,600", "26.7 %", "73.5 ms", "1,131.4 ms", "88.8 ms", "91.2 ms"] in rows
     assert ["fallback", "90", "0.4 %", "252.2 ms", "258.6 ms", "253.0 ms", "–"] in rows
