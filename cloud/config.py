@@ -18,8 +18,7 @@ class CustomizationConfig:
     Attributes:
         first_at: samples labelled by the FM that start the first run.
         growth: the next run starts at this multiple of the samples of the last one: 100, 200, 400, ...
-        held_out: share of the samples, chosen by their hash, that no version ever trains on: the gate and the
-            calibration use them.
+        held_out: share of the samples that no version ever trains on: the gate and the calibration use them.
         prior_samples: weight of version 0 against the samples, in samples of average feature energy.
         tail_from: samples from which on the tail of the backbone is trained too; below, the head alone.
         tail_samples: samples that train the tail, at most: the newest half of them, and of the older ones as many at
@@ -29,6 +28,8 @@ class CustomizationConfig:
         learning_rate: of the tail (AdamW).
         lambda_mse: weight of the MSE term beside the contrastive one.
         softness: temperature of the contrastive term, as a multiple of the FM's.
+        int8_may_cost: a quantised version is published where its agreement with the FM, on the held-out samples, is at
+            most this much lower.
     """
 
     first_at: int = 100
@@ -42,6 +43,7 @@ class CustomizationConfig:
     learning_rate: float = 3e-4
     lambda_mse: float = 10.0
     softness: float = 3.0
+    int8_may_cost: float = 0.01
     seed: int = 0
     threads: int = 0
 
@@ -53,7 +55,7 @@ class CustomizationConfig:
         for name in ("learning_rate", "softness"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"customization: {name} must be above 0, got {getattr(self, name)}")
-        for name in ("prior_samples", "lambda_mse", "seed", "threads"):
+        for name in ("prior_samples", "lambda_mse", "int8_may_cost", "seed", "threads"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"customization: {name} must not be negative, got {getattr(self, name)}")
         if self.growth <= 1:

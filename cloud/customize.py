@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,19 +24,22 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from ..models.backbones import Tail, feature_graph, trunk_graph
+from ..models.confidence import Confidence
 from ..models.errors import EdgeFMError, StoreError
 from ..models.images import decode_image
 from ..models.pool import LabelPool
 from ..models.runtime import OnnxModel
-from ..models.student_graph import HEAD_FILE, TAIL_FILE, Head, tail_to_bytes
+from ..models.student_graph import HEAD_FILE, TAIL_FILE, TRUNK_FILE, Head, int8_files, tail_to_bytes
 from ..models.students import student_profile
 from ..models.versions import GRAPH_FILE, Calibration, StudentManifest, sha256_hex
 from .augment import trunk_views
 from .config import CustomizationConfig
-from .learning import Judgement, choose, embed_with, fit_closed_form, held_out_mask, judge, train_tail
+from .learning import Judgement, embed_with, fit_closed_form, held_out_mask, judge, lowest_risk, passes, train_tail
 from .store import FEATURES_FILE, SampleStore, StoredSamples, image_path
 
 RESULT_FILE = "result.json"
+_INT8_CALIBRATION = 200
+"""Samples on which the ranges of the activations are measured."""
 _BATCH = 32
 
 
@@ -70,7 +74,8 @@ class Outcome:
 
     Attributes:
         quality, parent_quality: what the gate compared, see `Judgement.quality`.
-        files: names of the weight files that the run wrote into the job's folder.
+        files: names of the files that the run wrote into the job's folder.
+        pretrained: names of the files that the version shares with version 0.
     """
 
     accepted: bool
@@ -80,9 +85,11 @@ class Outcome:
     parent_agreement: float
     quality: float
     parent_quality: float
-    temperature: float
+    confidence: Confidence
     method: str
+    precision: Literal["float", "int8"]
     files: tuple[str, ...]
+    pretrained: tuple[str, ...]
     calibration: Calibration
 
 
@@ -135,9 +142,9 @@ class _Data:
             parts.append(trunk_views(trunk, self.manifest.preprocess, images, seeds, views))
         return np.concatenate(parts)
 
-    def embed_running(self, rows: np.ndarray) -> np.ndarray:
-        """(len(rows), D): what the running version says."""
-        student = OnnxModel(self.job.running / GRAPH_FILE, self.job.config.threads)
+    def embed(self, version: Path, rows: np.ndarray) -> np.ndarray:
+        """(len(rows), D): what the version in this folder says."""
+        student = OnnxModel(version / GRAPH_FILE, self.job.config.threads)
         return np.concatenate([student(self.manifest.preprocess.batch(images)) for images in self.images(rows)])
 
 
@@ -179,11 +186,15 @@ def _is_intact(path: Path, digest: str) -> bool:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Weights that might become a version."""
+    """Weights that might become a version. `tail`: None is the pretrained."""
 
     method: str
     judgement: Judgement
+    head: Head
+    tail: Tail | None
     files: dict[str, bytes]
+    pretrained: tuple[str, ...]
+    precision: Literal["float", "int8"] = "float"
 
 
 def run(job: Job) -> Outcome:
@@ -195,7 +206,7 @@ def run(job: Job) -> Outcome:
     manifest = StudentManifest.from_json((job.running / "manifest.json").read_bytes())
     pool = LabelPool.load(job.pool)
     data = load_data(job, manifest)
-    mask = held_out_mask(data.stored.sha256, job.config.held_out)
+    mask = held_out_mask(data.stored.numbers, job.config)
     # After a drift alarm the old samples still teach, so that a look that returns is not forgotten; the new ones judge.
     train, held_out = np.flatnonzero(~mask), np.flatnonzero(mask & (data.stored.received_at >= job.since))
     if not len(train) or not len(held_out):
@@ -204,25 +215,29 @@ def run(job: Job) -> Outcome:
 
     version0 = Head.from_bytes((job.version0 / HEAD_FILE).read_bytes(), manifest.embedding_dim)
     head = fit_closed_form(data.features[train], targets[train], version0, job.config.prior_samples)
+    judgement = judge(head(data.features[held_out]), targets[held_out], pool)
     candidates = [
-        _Candidate("head", judge(head(data.features[held_out]), targets[held_out], pool), {HEAD_FILE: head.to_bytes()})
+        _Candidate("head", judgement, head, None, {HEAD_FILE: head.to_bytes()}, (GRAPH_FILE, TRUNK_FILE, TAIL_FILE))
     ]
     if len(mask) >= job.config.tail_from:
         candidates.append(_with_tail(data, train, held_out, pool, head))
-    parent = judge(data.embed_running(held_out), targets[held_out], pool)
-    index, accepted = choose([candidate.judgement for candidate in candidates], parent)
-    best = candidates[index]
+    parent = judge(data.embed(job.running, held_out), targets[held_out], pool)
+    best = candidates[lowest_risk([candidate.judgement for candidate in candidates])]
+    if student_profile(manifest.profile).int8:
+        best = _quantised(data, best, train, held_out, pool)
     outcome = Outcome(
-        accepted=accepted,
+        accepted=passes(best.judgement, parent),
         samples=len(mask),
         pool_version=pool.version,
         agreement=best.judgement.agreement,
         parent_agreement=parent.agreement,
         quality=best.judgement.quality,
         parent_quality=parent.quality,
-        temperature=best.judgement.temperature,
+        confidence=best.judgement.confidence,
         method=best.method,
+        precision=best.precision,
         files=tuple(best.files),
+        pretrained=best.pretrained,
         calibration=_calibration(best.judgement, data.stored.propensities[held_out]),
     )
     for name, content in best.files.items():
@@ -241,8 +256,34 @@ def _with_tail(data: _Data, train: np.ndarray, held_out: np.ndarray, pool: Label
     return _Candidate(
         "head+tail",
         judge(embeddings, targets[held_out], pool),
+        head,
+        tail,
         {TAIL_FILE: tail_to_bytes(profile, tail), HEAD_FILE: head.to_bytes()},
+        (GRAPH_FILE, TRUNK_FILE),
     )
+
+
+def _quantised(
+    data: _Data, candidate: _Candidate, train: np.ndarray, held_out: np.ndarray, pool: LabelPool
+) -> _Candidate:
+    """The candidate in INT8, or the candidate itself where that costs too much agreement."""
+    preprocess = data.manifest.preprocess
+    some = np.random.default_rng(data.job.config.seed).permutation(train)[:_INT8_CALIBRATION]
+    batches = (preprocess.batch(images) for images in data.images(some))
+    files = int8_files(student_profile(data.manifest.profile), candidate.head, candidate.tail, batches)
+    folder = data.job.output / "int8"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    embeddings = data.embed(folder, held_out)
+    judgement = judge(embeddings, data.stored.embeddings[held_out], pool)
+    if judgement.agreement < candidate.judgement.agreement - data.job.config.int8_may_cost:
+        print(
+            f"level=info event=int8_left float={candidate.judgement.agreement:.4f} int8={judgement.agreement:.4f}",
+            file=sys.stderr,
+        )
+        return candidate
+    return replace(candidate, judgement=judgement, files=files, pretrained=(), precision="int8")
 
 
 def _newest_and_others(rows: np.ndarray, received_at: np.ndarray, config: CustomizationConfig) -> np.ndarray:

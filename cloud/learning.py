@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..models.backbones import Tail
-from ..models.confidence import fit_temperature, graded_agreement, log_posterior
+from ..models.confidence import Confidence, graded_agreement, log_posterior
 from ..models.pool import LabelPool
 from ..models.student_graph import Head
 from ..models.versions import quantise_fp16
@@ -24,15 +24,22 @@ from .config import CustomizationConfig
 INTERCEPT_SHARE = 0.1
 """The prior holds the intercept less tightly than the weights: it has one parameter a dimension to learn, not F."""
 
+_PERIOD = 25
 _BATCH = 64
 _WARM_UP_STEPS = 20
 _HEAD_RATE = 0.1
 """Learning rate of the head against the tail's: it starts at the solution for the features of before."""
 
 
-def held_out_mask(sha256: list[str], share: float) -> np.ndarray:
-    """(N,) bool. By content hash: a sample held out once is held out of every version."""
-    return np.array([int(digest[:8], 16) / 2**32 < share for digest in sha256], bool)
+def held_out_mask(numbers: np.ndarray, config: CustomizationConfig) -> np.ndarray:
+    """(N,) bool, by the numbers of the samples in order of arrival: a sample held out once is held out of every version.
+
+    A camera's frames resemble those just before and after them, so what is held out is stretches: of every 25 samples
+    (`first_at`, where that is less) the last ones. Longer ones would show fewer scenes to the gate of a young student.
+    """
+    period = max(min(config.first_at, _PERIOD), 2)
+    stretch = min(max(round(config.held_out * period), 1), period - 1)
+    return numbers % period >= period - stretch
 
 
 # ---- judging
@@ -47,14 +54,14 @@ class Judgement:
         agrees: (N,) bool; both "unknown" counts as agreeing.
         graded: (N,) graded agreement, see `edgefm.models.confidence`.
         fm_certainty: (N,) probability of the student's answer under the FM's posterior, over that of the FM's answer.
-        temperature: of the student, fitted here.
+        confidence: of the student, fitted here.
     """
 
     margins: np.ndarray
     agrees: np.ndarray
     graded: np.ndarray
     fm_certainty: np.ndarray
-    temperature: float
+    confidence: Confidence
 
     @property
     def agreement(self) -> float:
@@ -79,18 +86,22 @@ def judge(embeddings: np.ndarray, targets: np.ndarray, pool: LabelPool) -> Judge
     mine, fm = (pool.with_unknown(vectors @ pool.embeddings.T) for vectors in (embeddings, targets))  # (N, K + 1)
     chosen, right = mine.argmax(axis=1), fm.argmax(axis=1)
     posterior = np.exp(log_posterior(fm, pool.temperature))
-    temperature = fit_temperature(mine, posterior)
+    confidence = Confidence.fit(mine, fm, pool.temperature)
     rows = np.arange(len(mine))
     certainty = posterior[rows, chosen] / posterior[rows, right]
-    graded = graded_agreement(fm, mine, pool.temperature, temperature)
+    graded = graded_agreement(fm, mine, pool.temperature, confidence)
     margins = pool.recognise(embeddings, top_k=1).margins
-    return Judgement(margins, chosen == right, graded, certainty, temperature)
+    return Judgement(margins, chosen == right, graded, certainty, confidence)
 
 
-def choose(candidates: Sequence[Judgement], running: Judgement) -> tuple[int, bool]:
-    """Which of the candidates has the lowest risk, and whether the gate lets it take the place of what runs."""
-    best = min(range(len(candidates)), key=lambda index: candidates[index].risk)
-    return best, candidates[best].quality >= running.quality
+def lowest_risk(candidates: Sequence[Judgement]) -> int:
+    """Which of the candidates goes before the gate."""
+    return min(range(len(candidates)), key=lambda index: candidates[index].risk)
+
+
+def passes(candidate: Judgement, running: Judgement) -> bool:
+    """Whether the gate lets it take the place of what runs."""
+    return candidate.quality >= running.quality
 
 
 # ---- the head

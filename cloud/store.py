@@ -28,7 +28,7 @@ from ..models.versions import sha256_hex
 INDEX_FILE = "samples.db"
 FEATURES_FILE = "features.db"
 IMAGES_FOLDER = "images"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS samples (
     environment TEXT NOT NULL,
@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS samples (
     margin REAL NOT NULL,
     pool_version TEXT NOT NULL,
     size_bytes INTEGER NOT NULL,     -- of image and embedding
+    number INTEGER NOT NULL,         -- of the environment's samples, in order of arrival from 0; never given twice
     PRIMARY KEY (environment, sha256)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS samples_by_age ON samples (environment, received_at, size_bytes);
@@ -52,9 +53,11 @@ CREATE TABLE IF NOT EXISTS labelled (
 PRAGMA user_version={SCHEMA_VERSION};
 """
 COLUMNS = (
-    "environment, sha256, received_at, device_id, propensity, embedding, pseudo_label, margin, pool_version, size_bytes"
+    "environment, sha256, received_at, device_id, propensity, embedding, pseudo_label, margin, pool_version, size_bytes, "
+    "number"
 )
-INSERT = f"INSERT OR IGNORE INTO samples ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT = f"INSERT OR IGNORE INTO samples ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+COUNT = "INSERT INTO labelled VALUES (?, 1) ON CONFLICT DO UPDATE SET samples = samples + 1"
 _EVICT_TO = 0.95
 """Eviction goes on to this share of the quota, so that not every sample causes one."""
 _PROBE_BYTES = 64 * 1024
@@ -95,10 +98,15 @@ class StoredSamples:
     embeddings: np.ndarray  # (N, D) float32
     propensities: np.ndarray  # (N,) float64
     received_at: np.ndarray  # (N,) float64, Unix seconds
+    numbers: np.ndarray  # (N,) int64, the environment's samples counted in order of arrival
 
     def at(self, rows: list[int]) -> StoredSamples:
         return StoredSamples(
-            [self.sha256[row] for row in rows], self.embeddings[rows], self.propensities[rows], self.received_at[rows]
+            [self.sha256[row] for row in rows],
+            self.embeddings[rows],
+            self.propensities[rows],
+            self.received_at[rows],
+            self.numbers[rows],
         )
 
 
@@ -163,11 +171,12 @@ class SampleStore:
         return dict(self._read("SELECT environment, samples FROM labelled"))
 
     def samples(self, environment: str) -> StoredSamples:
-        query = "SELECT sha256, embedding, propensity, received_at FROM samples WHERE environment = ? ORDER BY sha256"
-        rows = self._read(query, environment)
+        columns = "sha256, embedding, propensity, received_at, number"
+        rows = self._read(f"SELECT {columns} FROM samples WHERE environment = ? ORDER BY sha256", environment)
         embeddings = np.stack([np.frombuffer(row[1], "<f4") for row in rows]) if rows else np.empty((0, 0), "<f4")
         propensities, received_at = (np.array([row[column] for row in rows], np.float64) for column in (2, 3))
-        return StoredSamples([row[0] for row in rows], embeddings, propensities, received_at)
+        numbers = np.array([row[4] for row in rows], np.int64)
+        return StoredSamples([row[0] for row in rows], embeddings, propensities, received_at, numbers)
 
     def _read(self, query: str, *parameters: str | float) -> list[Any]:
         try:
@@ -200,6 +209,7 @@ class SampleStore:
             for sample in samples:
                 sha256 = sha256_hex(sample.image)
                 embedding = sample.labelled.embedding.astype("<f4").tobytes()
+                size_bytes = len(sample.image) + len(embedding)
                 row = (
                     sample.environment,
                     sha256,
@@ -210,12 +220,14 @@ class SampleStore:
                     sample.labelled.pseudo_label,
                     sample.labelled.margin,
                     sample.labelled.pool_version,
-                    len(sample.image) + len(embedding),
+                    size_bytes,
+                    self._ever_kept(sample.environment),
                 )
                 duplicate = self._db.execute(INSERT, row).rowcount == 0
                 kept.append(Kept(sha256, duplicate))
                 if not duplicate:
-                    added.append((sample.environment, row[-1]))
+                    self._db.execute(COUNT, (sample.environment,))
+                    added.append((sample.environment, size_bytes))
                 path = self.image_path(sha256)
                 if not path.exists():
                     _write(path, sample.image, sample.durable)
@@ -224,16 +236,16 @@ class SampleStore:
                     _sync(path)  # a query's sample, or another environment's, was perhaps not
             if durable:  # a transaction of duplicates alone would leave the log unsynced, with their rows in it
                 self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            for environment, _ in added:
-                self._db.execute(
-                    "INSERT INTO labelled VALUES (?, 1) ON CONFLICT DO UPDATE SET samples = samples + 1", (environment,)
-                )
         written.clear()  # rows name them now
         for environment, size_bytes in added:
             usage = self._usage.setdefault(environment, Usage())
             usage.samples += 1
             usage.size_bytes += size_bytes
         return kept
+
+    def _ever_kept(self, environment: str) -> int:
+        row = self._db.execute("SELECT samples FROM labelled WHERE environment = ?", (environment,)).fetchone()
+        return row[0] if row else 0
 
     def probe(self) -> None:
         """A real write to the folder and to the index. Raises `StoreError`."""

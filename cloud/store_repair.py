@@ -110,11 +110,14 @@ def _scan(images: Path) -> tuple[dict[str, int], int]:
 
 def _salvage(aside: Path, db: sqlite3.Connection, sizes: dict[str, int]) -> int:
     with closing(sqlite3.connect(aside / INDEX_FILE)) as damaged, db:
+        damaged.text_factory = lambda data: data.decode("utf-8", "replace")  # one bad text must not end the reading
         for row in _readable_rows(damaged):
             if _sound(row, sizes):
                 db.execute(INSERT, row)
     with db:
-        db.execute("INSERT OR REPLACE INTO labelled SELECT environment, COUNT(*) FROM samples GROUP BY environment")
+        db.execute(
+            "INSERT OR REPLACE INTO labelled SELECT environment, MAX(number) + 1 FROM samples GROUP BY environment"
+        )
     return db.execute("SELECT COUNT(*) FROM samples").fetchone()[0]
 
 
@@ -132,11 +135,12 @@ def _readable_rows(damaged: sqlite3.Connection) -> Iterator[tuple]:
 
 def _sound(row: tuple, sizes: dict[str, int]) -> bool:
     """The image is there and the embedding is one."""
-    _, sha256, _, _, propensity, embedding, *_, size_bytes = row
+    _, sha256, _, _, propensity, embedding, label, *_, size_bytes, number = row
     try:
         vector = np.frombuffer(embedding, "<f4")
         norm = float(np.linalg.norm(vector))
-        return sizes.get(sha256) == size_bytes - len(embedding) and abs(norm - 1) < 0.01 and 0 < propensity <= 1
+        whole = sizes.get(sha256) == size_bytes - len(embedding) and abs(norm - 1) < 0.01 and 0 < propensity <= 1
+        return whole and number >= 0 and "\ufffd" not in label
     except (TypeError, ValueError):
         return False
 

@@ -16,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..models.cache import write_atomic
 from ..models.errors import EdgeFMError, StoreError
-from ..models.student_graph import HEAD_FILE
 from ..models.versions import StudentManifest
 from .config import CustomizationConfig
 from .customize import RESULT_FILE, Job, Outcome
@@ -288,23 +287,23 @@ class Trainer:
     ) -> StudentManifest | None:
         if not outcome.accepted or self._registry.current(environment).version != parent.version:
             return None  # refused by the gate, or rolled back while it learned
+        # Every run starts from the pretrained backbone, so what it leaves as it was is version 0's, not the parent's.
+        version0 = self._registry.manifest(environment, 0)
         successor = parent.model_copy(
             update={
+                "files": [ref for ref in version0.files if ref.name in outcome.pretrained],
                 "parent": parent.version,
                 "pool_version": outcome.pool_version,
                 "samples": outcome.samples,
                 "agreement": outcome.agreement,
                 "parent_agreement": outcome.parent_agreement,
-                "temperature": outcome.temperature,
+                "confidence": outcome.confidence,
                 "method": outcome.method,
+                "precision": outcome.precision,
                 "calibration": outcome.calibration,
                 "created_at": utc_now(),
             }
         )
-        if outcome.files == (HEAD_FILE,):  # the head was fitted to the pretrained tail, which the parent may not have
-            pretrained = {ref.name: ref for ref in self._registry.manifest(environment, 0).files}
-            files = [pretrained[ref.name] for ref in parent.files]
-            successor = successor.model_copy(update={"files": files})
         return self._registry.publish(successor, weights)
 
 

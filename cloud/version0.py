@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..models.confidence import Confidence
 from ..models.foundation import FoundationModel
 from ..models.student_graph import VERSION0_TEMPERATURE, student_files, version0_head
 from ..models.students import student_profile
@@ -21,13 +22,14 @@ def publish_version0(
         profile=profile.name,
         preprocess=profile.preprocess,
         embedding_dim=model.dim,
-        temperature=VERSION0_TEMPERATURE * model.temperature,
+        confidence=Confidence(VERSION0_TEMPERATURE * model.temperature),
         foundation_model=model.name,
         pool_version=pool_version,
         samples=0,
         agreement=None,
         parent_agreement=None,
         method="classifier-ridge",
+        precision="float",
         calibration=Calibration(),
         files=[],
         created_at=utc_now(),

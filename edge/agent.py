@@ -317,8 +317,8 @@ class Agent:
         label = UNKNOWN if answer.unknown else answer.labels[0]
         self._samples_labelled = max(self._samples_labelled, answer.samples_labelled)
         if local.running is self._running and answer.pool_version == local.running.pool.version:
-            temperature = local.running.student.manifest.temperature
-            agreement = grade(answer, local.label, local.embedding, local.running.pool, temperature)
+            confidence = local.running.student.manifest.confidence
+            agreement = grade(answer, local.label, local.embedding, local.running.pool, confidence)
             self._switcher.learn(local.margin, agreement, decision.propensity)
         self._emit(
             local,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..models.confidence import graded_agreement
+from ..models.confidence import Confidence, graded_agreement
 from ..models.pool import UNKNOWN, LabelPool
 from .queries import CloudAnswer
 
 
-def grade(answer: CloudAnswer, label: str, embedding: np.ndarray, pool: LabelPool, temperature: float) -> float:
+def grade(answer: CloudAnswer, label: str, embedding: np.ndarray, pool: LabelPool, confidence: Confidence) -> float:
     """Graded agreement (see `edgefm.models.confidence`) over the FM's best labels, the student's, and "unknown".
 
     Args:
         answer: of the FM, under the version of `pool`.
         label: the student's answer.
         embedding: (D,) the student's.
-        temperature: the student's.
+        confidence: the student's.
     """
     if (UNKNOWN if answer.unknown else answer.labels[0]) == label:
         return 1.0
@@ -27,4 +27,4 @@ def grade(answer: CloudAnswer, label: str, embedding: np.ndarray, pool: LabelPoo
         known[label] = answer.edge_similarity
     fm = np.array([*known.values()], np.float32)[None]  # (1, k)
     student = (pool.embeddings[[pool.labels.index(name) for name in known]] @ embedding)[None]
-    return float(graded_agreement(pool.with_unknown(fm), pool.with_unknown(student), pool.temperature, temperature)[0])
+    return float(graded_agreement(pool.with_unknown(fm), pool.with_unknown(student), pool.temperature, confidence)[0])

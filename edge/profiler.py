@@ -21,7 +21,7 @@ from PIL import Image
 from ..models.device_profile import StudentCost
 from ..models.errors import InputError, ModelError
 from ..models.runtime import OnnxModel
-from ..models.students import PROFILES, student_profile
+from ..models.students import INT8_SUFFIX, PROFILES, student_profile
 from ..models.versions import GRAPH_FILE
 from .local_state import LocalState, existing_state
 from .machine import peak_rss_mb, usable_cores
@@ -67,7 +67,8 @@ def find_students(folder: Path) -> dict[str, Path]:
                 state = LocalState(folder, environment.name)
                 last = state.last_good()
                 if last is not None and last[0].profile in PROFILES:
-                    found.setdefault(last[0].profile, state.student_folder(last[0], _not_there))
+                    name = last[0].profile if last[0].precision == "int8" else last[0].profile.removesuffix(INT8_SUFFIX)
+                    found.setdefault(name, state.student_folder(last[0], _not_there))
     if not found:
         raise InputError(
             f"{folder} holds no student; make some with 'edgefm students export DIR' where the cloud is installed and "

@@ -1,23 +1,33 @@
-"""What a disagreement with the FM is expected to cost, judged by FM and student together. numpy only.
+"""What a disagreement with the FM is expected to cost, judged by FM and student together.
 
 To count every disagreement as a loss overstates what the edge's answers cost: where student and FM differ, the FM is often
 torn itself, and sometimes wrong. Both models' similarities become posteriors through a temperature each, and a product of
 experts joins them,
 
-    log p(y) = FM_WEIGHT log p_FM(y) + STUDENT_WEIGHT log p_student(y) + constant.
+    log p(y) = EXPERTS ((1 - share) log p_FM(y) + share log p_student(y)) + constant.
 
 The graded agreement of a sample is 1 - (p(FM's label) - p(student's label)): 1 where they say the same; its mean over the
 samples that the edge answers is 1 minus the accuracy those answers are expected to lose against the FM's. No label is
-needed at run time: the FM's temperature comes with the FM, the student's is fitted on the FM's posteriors, and the two
-weights were fitted once, on images of other classes (docs: customization).
+needed at run time: the FM's temperature comes with the FM; the student's, and its share in the joint opinion, are fitted on
+samples that both have seen. How the share follows from them was fitted once, on images of other classes (docs:
+customization).
 """
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+from typing import Annotated
 
-FM_WEIGHT = 0.75
-STUDENT_WEIGHT = 0.40
+import numpy as np
+from pydantic import Field
+
+EXPERTS = 1.2
+"""Sum of the two weights: 2 would be independent experts, 1 a single one."""
+PRIOR_SHARE = 0.35
+"""A student's share before any sample."""
+_PRIOR_SAMPLES = 50
+_SHARE, _BY_FM_DOUBT, _BY_DOUBT = 0.27, 1.8, -0.9
+_SHARES = (0.2, 0.65)
 _TEMPERATURES = np.geomspace(0.002, 1.0, 120)
 
 
@@ -34,17 +44,44 @@ def fit_temperature(similarities: np.ndarray, posteriors: np.ndarray) -> float:
     return float(_TEMPERATURES[int(np.argmin(losses))])
 
 
+@dataclass(frozen=True)
+class Confidence:
+    """How far a student is to be believed.
+
+    Attributes:
+        temperature: softmax(similarities / temperature) is how sure it is of each label.
+        share: in [0, 1], its share in the joint opinion with the FM.
+    """
+
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    share: Annotated[float, Field(ge=0, le=1)] = PRIOR_SHARE
+
+    @classmethod
+    def fit(cls, student_similarities: np.ndarray, fm_similarities: np.ndarray, fm_temperature: float) -> Confidence:
+        """From (N, K) cosines of N samples, held out of the student's training.
+
+        The less sure the FM is, the more a second opinion counts; and the surer the student can be at a temperature that
+        predicts the FM, the better it is.
+        """
+        posterior = np.exp(log_posterior(fm_similarities, fm_temperature))
+        temperature = fit_temperature(student_similarities, posterior)
+        fm_doubt = 1.0 - posterior.max(axis=1).mean()
+        doubt = 1.0 - np.exp(log_posterior(student_similarities, temperature).max(axis=1)).mean()
+        share = np.clip(_SHARE + _BY_FM_DOUBT * fm_doubt + _BY_DOUBT * doubt, *_SHARES)
+        samples = len(posterior)
+        return cls(temperature, float((samples * share + _PRIOR_SAMPLES * PRIOR_SHARE) / (samples + _PRIOR_SAMPLES)))
+
+
 def graded_agreement(
-    fm_similarities: np.ndarray, student_similarities: np.ndarray, fm_temperature: float, student_temperature: float
+    fm_similarities: np.ndarray, student_similarities: np.ndarray, fm_temperature: float, student: Confidence
 ) -> np.ndarray:
     """(N,) graded agreement in [0, 2]: above 1 where both together trust the student's label more than the FM's.
 
     Args:
         fm_similarities, student_similarities: (N, K) cosines with the same K labels, the best of each among them.
     """
-    joint = FM_WEIGHT * log_posterior(fm_similarities, fm_temperature) + STUDENT_WEIGHT * log_posterior(
-        student_similarities, student_temperature
-    )
-    p = np.exp(log_posterior(joint, 1.0))
+    fm_log = log_posterior(fm_similarities, fm_temperature)
+    student_log = log_posterior(student_similarities, student.temperature)
+    p = np.exp(log_posterior(EXPERTS * ((1.0 - student.share) * fm_log + student.share * student_log), 1.0))
     rows = np.arange(len(p))
     return 1.0 - (p[rows, fm_similarities.argmax(axis=1)] - p[rows, student_similarities.argmax(axis=1)])

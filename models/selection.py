@@ -7,7 +7,7 @@ from statistics import fmean
 
 from .device_profile import DeviceProfile, Limits, StudentCost
 from .errors import ConfigError
-from .students import PROFILES, measured_accuracy
+from .students import INT8_SUFFIX, PROFILES, measured_accuracy
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ class Selection:
 
 
 def select_student(profile: DeviceProfile, limits: Limits) -> Selection:
-    """The most accurate student that keeps both limits; of equally accurate ones the faster."""
+    """The most accurate student that keeps both limits; of equally accurate ones the faster.
+
+    A quantised one is of use only where it is faster than the same student that is not.
+    """
     judged = [_judge(name, profile, limits) for name in PROFILES]
     fitting = [(verdict, verdict.cost) for verdict in judged if verdict.fits and verdict.cost is not None]
     if not fitting:
@@ -77,4 +80,9 @@ def _judge(name: str, profile: DeviceProfile, limits: Limits) -> Verdict:
         return Verdict(name, cost, accuracy, False, f"too large: {least:.0f} MB of {limits.memory_mb:g}")
     if limits.latency_ms is not None and cost.frame_ms > limits.latency_ms:
         return Verdict(name, cost, accuracy, False, f"too slow: {cost.frame_ms:.2f} ms of {limits.latency_ms:g}")
+    if PROFILES[name].int8:
+        in_float = name.removesuffix(INT8_SUFFIX)
+        float_ms = [other.frame_ms for other in profile.students if other.student == in_float]
+        if float_ms and cost.frame_ms >= min(float_ms):
+            return Verdict(name, cost, accuracy, False, f"no faster here than {in_float}: {min(float_ms):.2f} ms")
     return Verdict(name, cost, accuracy, True, "fits")

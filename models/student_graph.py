@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from .backbones import Tail, build_backbone, classifier_rows, feature_graph, tail_names
 from .foundation.base import FoundationModel
 from .foundation.synclip import shipped_means
+from .quantise import quantise_int8
 from .students import StudentProfile
 from .versions import GRAPH_FILE, quantise_fp16
 
@@ -99,9 +101,9 @@ class _Backbone:
 
 
 @cache
-def _backbone(profile: StudentProfile) -> _Backbone:
-    model = onnx.load(feature_graph(profile.backbone, profile.input_size))
-    of_tail, layout = tail_names(profile.backbone), []
+def _backbone(name: str, input_size: int) -> _Backbone:
+    model = onnx.load(feature_graph(name, input_size))
+    of_tail, layout = tail_names(name), []
     blobs, casts, kept = {TRUNK_FILE: bytearray(), TAIL_FILE: bytearray()}, [], []
     for tensor in model.graph.initializer:
         in_tail = tensor.name in of_tail
@@ -126,7 +128,7 @@ def _backbone(profile: StudentProfile) -> _Backbone:
 def tail_to_bytes(profile: StudentProfile, tail: Tail) -> bytes:
     """A trained tail as the file that a student's graph reads."""
     weights = dict(tail.named_parameters())
-    layout = _backbone(profile).tail_layout
+    layout = _backbone(profile.backbone, profile.input_size).tail_layout
     return b"".join(weights[name].detach().numpy().astype("<f2").tobytes() for name, _ in layout)
 
 
@@ -135,7 +137,7 @@ def tail_from_bytes(profile: StudentProfile, data: bytes) -> Tail:
     tail, flat, start = Tail(profile.backbone), np.frombuffer(data, "<f2").astype(np.float32), 0
     weights = dict(tail.named_parameters())
     with torch.no_grad():
-        for name, shape in _backbone(profile).tail_layout:
+        for name, shape in _backbone(profile.backbone, profile.input_size).tail_layout:
             size = int(np.prod(shape))
             weights[name].copy_(torch.from_numpy(flat[start : start + size].reshape(shape)))
             start += size
@@ -156,9 +158,36 @@ def student_files(profile: StudentProfile, head: Head) -> dict[str, bytes]:
     The graph maps `images` (batch, 3, S, S) to `embeddings` (batch, D), L2-normalised, and to `features` (batch, F), those
     of the backbone. Later versions replace the head's file, or the head's and the tail's.
     """
-    backbone = _backbone(profile)
+    backbone = _backbone(profile.backbone, profile.input_size)
+    return {
+        GRAPH_FILE: _with_head(backbone.graph, head),
+        TRUNK_FILE: backbone.trunk,
+        TAIL_FILE: backbone.tail,
+        HEAD_FILE: head.to_bytes(),
+    }
+
+
+def int8_files(
+    profile: StudentProfile, head: Head, tail: Tail | None, batches: Iterable[np.ndarray]
+) -> dict[str, bytes]:
+    """The files of a quantised version: the graph with its INT8 backbone inside, and the head, which stays fp16.
+
+    Args:
+        tail: a trained one; None is the pretrained.
+        batches: (B, 3, S, S) float32 each, samples on which the ranges of the activations are measured.
+    """
+    model = onnx.load(feature_graph(profile.backbone, profile.input_size))
+    trained = {} if tail is None else dict(tail.named_parameters())
+    for tensor in model.graph.initializer:
+        if tensor.name in trained:
+            tensor.CopyFrom(numpy_helper.from_array(trained[tensor.name].detach().numpy(), tensor.name))
+    return {GRAPH_FILE: _with_head(quantise_int8(model, batches), head), HEAD_FILE: head.to_bytes()}
+
+
+def _with_head(backbone: onnx.ModelProto, head: Head) -> bytes:
+    """The graph of a student; the head's weights lie beside it."""
     model = onnx.ModelProto()
-    model.CopyFrom(backbone.graph)
+    model.CopyFrom(backbone)
     graph = model.graph
     feature_dim, dim = head.weight.shape
     weight_bytes = feature_dim * dim * 2
@@ -182,9 +211,4 @@ def student_files(profile: StudentProfile, head: Head) -> dict[str, bytes]:
         ]
     )
     graph.output.insert(0, helper.make_tensor_value_info(EMBEDDINGS, TensorProto.FLOAT, ["batch", dim]))
-    return {
-        GRAPH_FILE: model.SerializeToString(deterministic=True),
-        TRUNK_FILE: backbone.trunk,
-        TAIL_FILE: backbone.tail,
-        HEAD_FILE: head.to_bytes(),
-    }
+    return model.SerializeToString(deterministic=True)

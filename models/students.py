@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from .errors import ConfigError
 from .images import Preprocess
 
 DEFAULT_STUDENT = "lite0-128"
+INT8_SUFFIX = "-int8"
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class StudentProfile:
 
     Attributes:
         parameters_m, macs_m: millions, of the backbone without its classifier (the head adds D x feature_dim).
+        int8: its versions are quantised, where the gate finds that it costs at most a point of agreement. Version 0 is not:
+            there are no samples yet to calibrate and to judge it on.
     """
 
     name: str
@@ -27,20 +30,23 @@ class StudentProfile:
     feature_dim: int
     parameters_m: float
     macs_m: float
+    int8: bool = False
 
     @property
     def preprocess(self) -> Preprocess:
         return Preprocess(self.input_size)
 
 
+_FLOAT = (
+    StudentProfile("lite0-64", "tf_efficientnet_lite0", 64, 1280, 3.37, 31),
+    StudentProfile("lite0-96", "tf_efficientnet_lite0", 96, 1280, 3.37, 71),
+    StudentProfile("lite0-128", "tf_efficientnet_lite0", 128, 1280, 3.37, 125),
+    StudentProfile("lite0-160", "tf_efficientnet_lite0", 160, 1280, 3.37, 196),
+)
 PROFILES: dict[str, StudentProfile] = {
     profile.name: profile
-    for profile in (
-        StudentProfile("lite0-64", "tf_efficientnet_lite0", 64, 1280, 3.37, 31),
-        StudentProfile("lite0-96", "tf_efficientnet_lite0", 96, 1280, 3.37, 71),
-        StudentProfile("lite0-128", "tf_efficientnet_lite0", 128, 1280, 3.37, 125),
-        StudentProfile("lite0-160", "tf_efficientnet_lite0", 160, 1280, 3.37, 196),
-    )
+    for float_profile in _FLOAT
+    for profile in (float_profile, replace(float_profile, name=f"{float_profile.name}{INT8_SUFFIX}", int8=True))
 }
 
 

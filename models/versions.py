@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .confidence import Confidence
 from .errors import ModelError
 from .images import Preprocess
 
@@ -70,8 +71,7 @@ class StudentManifest(_Frozen):
     profile: str
     preprocess: Preprocess
     embedding_dim: int
-    temperature: Annotated[float, Field(gt=0)]
-    """softmax(similarities / temperature) is how sure the version is of each label."""
+    confidence: Confidence
     foundation_model: str
     pool_version: str
     samples: Annotated[int, Field(ge=0)]
@@ -81,6 +81,8 @@ class StudentManifest(_Frozen):
     parent_agreement: float | None
     """The parent's share on the same held-out samples."""
     method: str
+    precision: Literal["float", "int8"]
+    """Of the backbone's arithmetic."""
     calibration: Calibration
     files: list[BlobRef]
     created_at: str

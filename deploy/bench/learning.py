@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,18 +18,19 @@ from rich.table import Table
 
 from ...cloud.augment import trunk_views
 from ...cloud.config import CustomizationConfig
-from ...cloud.learning import choose, embed_with, fit_closed_form, held_out_mask, judge, train_tail
+from ...cloud.learning import embed_with, fit_closed_form, held_out_mask, judge, lowest_risk, passes, train_tail
 from ...edge.agreement import AgreementCurve
 from ...edge.frames import readable
 from ...edge.sources import open_source
 from ...edge.thresholds import Costs, ThresholdTable
 from ...models.backbones import Tail, feature_graph, trunk_graph
+from ...models.confidence import Confidence, graded_agreement
 from ...models.errors import InputError
 from ...models.foundation import FoundationModel, build_pool, load_foundation_model
 from ...models.images import decode_image
 from ...models.pool import LabelPool
 from ...models.runtime import OnnxModel
-from ...models.student_graph import Head, version0_head
+from ...models.student_graph import VERSION0_TEMPERATURE, Head, version0_head
 from ...models.students import StudentProfile, student_profile
 from ...models.versions import sha256_hex
 from ..conditions import CONDITIONS, under
@@ -71,6 +72,20 @@ class _Point:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Learnt:
+    """A version. `tail`: None is the pretrained."""
+
+    method: str
+    head: Head
+    tail: Tail | None
+    confidence: Confidence
+
+    def embed(self, images: _Images) -> np.ndarray:
+        """(N, D)"""
+        return self.head(images.features) if self.tail is None else embed_with(self.tail, self.head, images.views[:, 0])
+
+
 class _Learner:
     def __init__(self, model: FoundationModel, profile: StudentProfile, config: CustomizationConfig) -> None:
         self._model, self._profile, self._config = model, profile, config
@@ -89,35 +104,34 @@ class _Learner:
             seen.append(trunk_views(self._trunk, self._profile.preprocess, images, seeds, views))
         return _Images(digests, np.concatenate(fm), np.concatenate(features), np.concatenate(seen))
 
-    def learn(self, samples: _Images, pool: LabelPool) -> tuple[str, Head, Tail | None]:
+    def learn(self, samples: _Images, pool: LabelPool) -> _Learnt:
         """What one customization run from version 0 would publish (see `edgefm.cloud.customize`)."""
         config = self._config
+        version0 = _Learnt("version 0", self._version0, None, Confidence(VERSION0_TEMPERATURE * pool.temperature))
         if not samples.digests:
-            return "version 0", self._version0, None
-        held = held_out_mask(samples.digests, config.held_out)
+            return version0
+        held = held_out_mask(np.arange(len(samples.digests)), config)
         train, held_out = samples.at(np.flatnonzero(~held)), samples.at(np.flatnonzero(held))
         head = fit_closed_form(train.features, train.fm, self._version0, config.prior_samples)
-        judged = judge(head(held_out.features), held_out.fm, pool)
         before = judge(self._version0(held_out.features), held_out.fm, pool)
-        candidates: list[tuple[str, Head, Tail | None]] = [("head", head, None)]
-        judgements = [judged]
+        judgements = [judge(head(held_out.features), held_out.fm, pool)]
+        candidates = [_Learnt("head", head, None, judgements[0].confidence)]
         if len(samples.digests) >= config.tail_from:
             tail, with_tail = train_tail(train.views, train.fm, pool, Tail(self._profile.backbone), head, config)
-            candidates.append(("head+tail", with_tail, tail))
             judgements.append(judge(embed_with(tail, with_tail, held_out.views[:, 0]), held_out.fm, pool))
-        best, accepted = choose(judgements, before)
-        return candidates[best] if accepted else ("refused", self._version0, None)
-
-    @staticmethod
-    def embed(images: _Images, head: Head, tail: Tail | None) -> np.ndarray:
-        return head(images.features) if tail is None else embed_with(tail, head, images.views[:, 0])
+            candidates.append(_Learnt("head+tail", with_tail, tail, judgements[1].confidence))
+        best = lowest_risk(judgements)
+        return candidates[best] if passes(judgements[best], before) else replace(version0, method="refused")
 
 
-def _threshold(student: np.ndarray, fm: np.ndarray, pool: LabelPool, target: float) -> float:
-    """As the switcher chooses it: by the graded agreement of samples that student and FM have answered, (N, D) each."""
-    judged = judge(student, fm, pool)
-    curve = AgreementCurve.fit(judged.margins, judged.graded, np.ones(len(fm)))
-    table = ThresholdTable.build(judged.margins.astype(np.float64), curve, Costs(0.0, 0.0, 0.0))
+def _threshold(learnt: _Learnt, window: _Images, pool: LabelPool, target: float) -> float:
+    """As the switcher chooses it: by the graded agreement of samples that student and FM have answered."""
+    embeddings = learnt.embed(window)
+    student, fm = (pool.with_unknown(vectors @ pool.embeddings.T) for vectors in (embeddings, window.fm))
+    margins = pool.recognise(embeddings, top_k=1).margins.astype(np.float64)
+    graded = graded_agreement(fm, student, pool.temperature, learnt.confidence)
+    curve = AgreementCurve.fit(margins, graded, np.ones(len(fm)))
+    table = ThresholdTable.build(margins, curve, Costs(0.0, 0.0, 0.0))
     return float(table.thresholds[table.smallest_cloud_use(target)])
 
 
@@ -152,14 +166,13 @@ def bench_learning(
                         order = np.random.default_rng(seed).permutation(len(stream))
                         window = seen.at(order[max(samples) : max(samples) + EVIDENCE])
                         began = time.perf_counter()
-                        method, head, tail = learner.learn(seen.at(order[:count]), pool)
+                        learnt = learner.learn(seen.at(order[:count]), pool)
                         seconds = time.perf_counter() - began
-                        embeddings = learner.embed(window, head, tail)
-                        threshold = _threshold(embeddings, window.fm, pool, target)
-                        found = pool.recognise(learner.embed(scored, head, tail), top_k=1)
+                        threshold = _threshold(learnt, window, pool, target)
+                        found = pool.recognise(learnt.embed(scored), top_k=1)
                         answers, on_edge = labels[found.indices[:, 0]], found.margins >= threshold
                         system = np.where(on_edge, answers, fm)
-                        points.append(_Point(on_edge, system == truth, answers == truth, method, seconds))
+                        points.append(_Point(on_edge, system == truth, answers == truth, learnt.method, seconds))
                     rows.append(_row(path.name, condition, count, points, fm == truth))
                     console.print(_line(rows[-1]))
     result = {

@@ -114,6 +114,7 @@ def _row(
         "accuracy": accuracy(score_student(registry, "bench", current.version, images).answers, truth),
         "agreement_held_out": current.agreement,
         "method": current.method,
+        "precision": current.precision,
         "trigger_to_published_s": None if seconds is None else round(seconds, 1),
     }
 

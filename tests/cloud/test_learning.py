@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +11,16 @@ from edgefm.cloud.config import CustomizationConfig
 from edgefm.cloud.learning import (
     INTERCEPT_SHARE,
     Judgement,
-    choose,
     embed_with,
     fit_closed_form,
     held_out_mask,
     judge,
+    lowest_risk,
+    passes,
     train_tail,
 )
 from edgefm.models.backbones import Tail
+from edgefm.models.confidence import Confidence
 from edgefm.models.pool import LabelPool, normalise
 from edgefm.models.student_graph import Head, tail_from_bytes, tail_to_bytes
 from edgefm.models.students import PROFILES
@@ -179,15 +180,25 @@ def test_the_weights_of_the_two_terms_matter(small):
 
 
 def test_held_out_samples_stay_held_out_as_others_come():
-    digests = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(2000)]
-    mask = held_out_mask(digests, 0.2)
-    assert mask.dtype == bool and abs(mask.mean() - 0.2) < 0.03
-    assert np.array_equal(mask[:500], held_out_mask(digests[:500], 0.2))
+    numbers, config = np.arange(2000), CustomizationConfig()
+    mask = held_out_mask(numbers, config)
+    assert mask.dtype == bool and mask.mean() == config.held_out
+    assert np.array_equal(mask[:500], held_out_mask(numbers[:500], config))
     order = np.random.default_rng(31).permutation(2000)
-    assert np.array_equal(mask[order], held_out_mask([digests[i] for i in order], 0.2))
-    assert not held_out_mask(digests, 0.0).any() and held_out_mask(digests, 1.0).all()
+    assert np.array_equal(mask[order], held_out_mask(order, config))
     # A larger share only adds: what is held out at 0.2 is held out at 0.4.
-    assert not (mask & ~held_out_mask(digests, 0.4)).any()
+    assert not (mask & ~held_out_mask(numbers, replace(config, held_out=0.4))).any()
+
+
+@pytest.mark.parametrize(("first_at", "share"), [(100, 0.2), (40, 0.2), (2, 0.01), (2, 0.99), (1, 0.5), (1600, 0.1)])
+def test_every_run_has_samples_to_learn_from_and_a_stretch_to_judge_by(first_at: int, share: float):
+    """Wherever its samples begin: an alarm's evidence may begin anywhere."""
+    config = CustomizationConfig(first_at=first_at, held_out=share)
+    for start in range(120):
+        mask = held_out_mask(np.arange(start, start + max(first_at, 2)), config)
+        assert mask.any() and not mask.all()
+    mask = held_out_mask(np.arange(10_000), config)
+    assert np.count_nonzero(mask[1:] != mask[:-1]) <= 2 * 10_000 / max(min(first_at, 25), 2)  # few borders
 
 
 def test_the_judge_compares_answers_and_unknown_is_an_answer():
@@ -225,7 +236,7 @@ def test_the_judge_compares_answers_and_unknown_is_an_answer():
 
 def _judgement(margins: np.ndarray, certainty: list[float]) -> Judgement:
     values = np.array(certainty)
-    return Judgement(margins, values == 1, values, values, 0.05)
+    return Judgement(margins, values == 1, values, values, Confidence(0.05))
 
 
 def test_risk_is_the_area_under_the_risk_coverage_curve():
@@ -242,9 +253,10 @@ def test_the_lowest_risk_is_chosen_and_the_gate_asks_for_quality():
     margins = np.array([0.1, 0.4, 0.2, 0.3])
     sure_and_wrong, unsure_and_wrong = _judgement(margins, [1, 0, 1, 1]), _judgement(margins, [0, 1, 1, 1])
     better, worse = _judgement(margins, [0.1, 1, 1, 1]), _judgement(margins, [0, 1, 1, 0.9])
-    assert choose([sure_and_wrong, unsure_and_wrong], sure_and_wrong) == (1, True)  # not below: equal quality passes
-    assert choose([sure_and_wrong, unsure_and_wrong], better) == (1, False)
-    assert choose([worse], unsure_and_wrong) == (0, False) and choose([better], unsure_and_wrong) == (0, True)
+    assert lowest_risk([sure_and_wrong, unsure_and_wrong]) == 1
+    assert passes(unsure_and_wrong, sure_and_wrong)  # not below: equal quality passes
+    assert not passes(unsure_and_wrong, better)
+    assert not passes(worse, unsure_and_wrong) and passes(better, unsure_and_wrong)
 
 
 # ---- together

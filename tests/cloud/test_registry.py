@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgefm.cloud.registry import Registry
+from edgefm.models.confidence import Confidence
 from edgefm.models.errors import InputError, ModelError, StoreError
 from edgefm.models.images import Preprocess
 from edgefm.models.pool import LabelPool, normalise
@@ -21,7 +22,7 @@ def new_manifest(environment: str = "yard", parent: int | None = None) -> Studen
         parent=parent,
         profile="lite0-64",
         preprocess=Preprocess(64),
-        temperature=0.05,
+        confidence=Confidence(0.05),
         embedding_dim=8,
         foundation_model="fm",
         pool_version="p",
@@ -29,6 +30,7 @@ def new_manifest(environment: str = "yard", parent: int | None = None) -> Studen
         agreement=None,
         parent_agreement=None,
         method="test",
+        precision="float",
         calibration=Calibration(margins=[0.1], agreements=[True], propensities=[1.0]),
         files=[],
         created_at="2026-01-01T00:00:00+00:00",

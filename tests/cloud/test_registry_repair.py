@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from edgefm.cloud.registry import Registry
 from edgefm.cloud.registry_repair import Repairs, repair
+from edgefm.models.confidence import Confidence
 from edgefm.models.errors import ModelError, StoreError
 from edgefm.models.images import Preprocess
 from edgefm.models.pool import LabelPool, normalise
@@ -26,7 +27,7 @@ def registry(tmp_path: Path) -> Registry:
         parent=None,
         profile="lite0-64",
         preprocess=Preprocess(64),
-        temperature=0.05,
+        confidence=Confidence(0.05),
         embedding_dim=8,
         foundation_model="fm",
         pool_version="p",
@@ -34,6 +35,7 @@ def registry(tmp_path: Path) -> Registry:
         agreement=None,
         parent_agreement=None,
         method="test",
+        precision="float",
         calibration=Calibration(),
         files=[],
         created_at="2026-01-01T00:00:00+00:00",

@@ -106,6 +106,7 @@ def test_there_is_no_place_for_a_ground_truth_label(store: SampleStore, tmp_path
         "margin",
         "pool_version",
         "size_bytes",
+        "number",
     ]
     assert pseudo_label == "label 0"
     # Nor in the file names: nothing but content hashes.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from edgefm.edge.grading import grade
 from edgefm.edge.queries import CloudAnswer
-from edgefm.models.confidence import graded_agreement
+from edgefm.models.confidence import Confidence, graded_agreement
 from edgefm.models.pool import UNKNOWN, LabelPool, normalise
 
 LABELS = tuple("abcdefgh")
@@ -34,20 +34,24 @@ def test_a_grade_from_the_best_labels_is_nearly_that_of_the_whole_pool(seed: int
     rng = np.random.default_rng(seed)
     fm, student = normalise(rng.standard_normal((2, 16)))
     label = LABELS[int((POOL.embeddings @ student).argmax())]
-    whole = graded_agreement((POOL.embeddings @ fm)[None], (POOL.embeddings @ student)[None], 0.05, 0.07)[0]
-    assert grade(answer(fm, label), label, student, POOL, 0.07) == pytest.approx(whole, abs=0.02)
+    whole = graded_agreement((POOL.embeddings @ fm)[None], (POOL.embeddings @ student)[None], 0.05, Confidence(0.07))[0]
+    assert grade(answer(fm, label), label, student, POOL, Confidence(0.07)) == pytest.approx(whole, abs=0.02)
 
 
 def test_unknown_is_a_label_as_similar_as_the_floor():
     pool = replace(POOL, unknown_floor=0.9)
     fm = POOL.embeddings[0]  # similarity 1 with "a": just above the floor
     unknown = answer(fm, UNKNOWN, unknown=True)
-    assert grade(answer(fm, "a"), "a", fm, pool, 0.05) == grade(unknown, UNKNOWN, fm, pool, 0.05) == 1.0
+    assert (
+        grade(answer(fm, "a"), "a", fm, pool, Confidence(0.05))
+        == grade(unknown, UNKNOWN, fm, pool, Confidence(0.05))
+        == 1.0
+    )
     torn = replace(answer(0.89 * fm, "a"), unknown=True)  # just below the floor
-    assert grade(torn, "a", fm, pool, 0.05) > grade(torn, "a", 0.91 * fm, pool, 0.05) > 0.5
-    by_the_floor = graded_agreement(np.array([[1.0, 0.9]]), np.array([[-1.0, 0.9]]), 0.05, 0.05)[0]
-    assert grade(answer(fm, UNKNOWN), UNKNOWN, -fm, pool, 0.05) == pytest.approx(by_the_floor, abs=0.05)
+    assert grade(torn, "a", fm, pool, Confidence(0.05)) > grade(torn, "a", 0.91 * fm, pool, Confidence(0.05)) > 0.5
+    by_the_floor = graded_agreement(np.array([[1.0, 0.9]]), np.array([[-1.0, 0.9]]), 0.05, Confidence(0.05))[0]
+    assert grade(answer(fm, UNKNOWN), UNKNOWN, -fm, pool, Confidence(0.05)) == pytest.approx(by_the_floor, abs=0.05)
 
 
 def test_a_label_that_the_cloud_does_not_have_agrees_with_nothing():
-    assert grade(answer(POOL.embeddings[0], "zebra"), "zebra", POOL.embeddings[1], POOL, 0.05) == 0.0
+    assert grade(answer(POOL.embeddings[0], "zebra"), "zebra", POOL.embeddings[1], POOL, Confidence(0.05)) == 0.0

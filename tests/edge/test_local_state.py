@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from edgefm.edge.local_state import LocalState, StateLock, own_device_id
+from edgefm.models.confidence import Confidence
 from edgefm.models.errors import CloudError, InputError, ModelError, StoreError
 from edgefm.models.images import Preprocess
 from edgefm.models.pool import LabelPool, normalise
@@ -42,7 +43,7 @@ def manifest_of(version: int, *refs: BlobRef) -> StudentManifest:
         parent=None,
         profile="lite0-64",
         preprocess=Preprocess(64),
-        temperature=0.05,
+        confidence=Confidence(0.05),
         embedding_dim=8,
         foundation_model="test",
         pool_version="0" * 16,
@@ -50,6 +51,7 @@ def manifest_of(version: int, *refs: BlobRef) -> StudentManifest:
         agreement=None,
         parent_agreement=None,
         method="test",
+        precision="float",
         calibration=Calibration(margins=[0.25], agreements=[True], propensities=[0.02]),
         files=list(refs),
         created_at="2026-01-01T00:00:00+00:00",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgefm.models.confidence import fit_temperature, graded_agreement, log_posterior
+from edgefm.models.confidence import PRIOR_SHARE, Confidence, fit_temperature, graded_agreement, log_posterior
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +32,7 @@ def test_a_student_that_knows_less_than_it_says_gets_a_higher_temperature():
 def test_grades_are_one_where_both_say_the_same_and_bounded_elsewhere(seed: int, labels: int):
     rng = np.random.default_rng(seed)
     fm, student = rng.uniform(-1, 1, (20, labels)), rng.uniform(-1, 1, (20, labels))
-    grades = graded_agreement(fm, student, 0.05, 0.1)
+    grades = graded_agreement(fm, student, 0.05, Confidence(0.1))
     same = fm.argmax(axis=1) == student.argmax(axis=1)
     assert (grades[same] == 1.0).all() and ((grades >= 0) & (grades <= 2)).all()
 
@@ -40,7 +40,7 @@ def test_grades_are_one_where_both_say_the_same_and_bounded_elsewhere(seed: int,
 def test_a_disagreement_costs_less_the_less_sure_the_fm_is():
     student = np.array([[0.1, 0.5]])
     sure, torn = np.array([[0.9, 0.1]]), np.array([[0.52, 0.5]])
-    costs = [1 - graded_agreement(fm, student, 0.05, 0.05)[0] for fm in (sure, torn)]
+    costs = [1 - graded_agreement(fm, student, 0.05, Confidence(0.05))[0] for fm in (sure, torn)]
     assert costs[0] > 0.9 and costs[1] < 0  # a sure student against a torn FM is trusted
 
 
@@ -49,5 +49,23 @@ def test_labels_that_neither_believes_in_change_nothing():
     rng = np.random.default_rng(2)
     fm, student = rng.uniform(0.3, 0.9, (50, 5)), rng.uniform(0.3, 0.9, (50, 5))
     more = np.full((50, 40), -0.3)
-    whole = graded_agreement(np.hstack([fm, more]), np.hstack([student, more]), 0.05, 0.07)
-    np.testing.assert_allclose(whole, graded_agreement(fm, student, 0.05, 0.07), atol=1e-4)
+    whole = graded_agreement(np.hstack([fm, more]), np.hstack([student, more]), 0.05, Confidence(0.07))
+    np.testing.assert_allclose(whole, graded_agreement(fm, student, 0.05, Confidence(0.07)), atol=1e-4)
+
+
+def _world(n: int, fm_noise: float, student_noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """What two models with errors of their own make of the same truth, (n, 10) similarities each."""
+    rng = np.random.default_rng(seed)
+    clean = 0.3 * np.eye(10)[rng.integers(10, size=n)]
+    return clean + fm_noise * rng.normal(size=clean.shape), clean + student_noise * rng.normal(size=clean.shape)
+
+
+def test_a_better_student_gets_a_larger_share_and_few_samples_leave_it_near_the_prior():
+    shares = []
+    for student_noise in (0.2, 0.15, 0.1):
+        fm, student = _world(4000, 0.15, student_noise, 0)
+        posterior_temperature = 0.15**2 / 0.3  # Bayes: at it the FM's certainty is its accuracy
+        shares.append(Confidence.fit(student, fm, posterior_temperature).share)
+        few = Confidence.fit(student[:10], fm[:10], posterior_temperature).share
+        assert abs(few - PRIOR_SHARE) < 0.2
+    assert shares[0] < shares[1] < shares[2] <= 1.0

@@ -9,7 +9,7 @@ import pytest
 from edgefm.models.device_profile import DeviceProfile, Limits, StudentCost
 from edgefm.models.errors import ConfigError
 from edgefm.models.selection import select_student
-from edgefm.models.students import PROFILES, measured_accuracy
+from edgefm.models.students import INT8_SUFFIX, PROFILES, measured_accuracy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,3 +98,17 @@ def test_the_page_of_students_has_the_same_accuracies():
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
         for one in measured_accuracy(name):
             assert f"{one.version0:.3f} → {one.customized:.3f}" in row, (name, one)
+
+
+def test_a_quantised_student_is_taken_only_where_it_is_faster_than_itself_in_float():
+    accurate = max((name for name in PROFILES if PROFILES[name].int8), key=lambda n: measured_accuracy(n)[0].customized)
+    in_float = accurate.removesuffix(INT8_SUFFIX)
+    limits = Limits(latency_ms=10)
+    faster = _device(_cost(in_float, 12, 150), _cost(accurate, 6, 150), _cost("lite0-64", 3, 150))
+    taken = select_student(faster, limits).taken
+    assert taken is not None and taken.student == accurate
+    slower = _device(_cost(in_float, 8, 150), _cost(accurate, 9, 150), _cost("lite0-64", 3, 150))
+    selection = select_student(slower, limits)
+    assert selection.taken is not None and selection.taken.student == in_float
+    (verdict,) = [verdict for verdict in selection.verdicts if verdict.student == accurate]
+    assert verdict.reason == f"no faster here than {in_float}: 8.00 ms"

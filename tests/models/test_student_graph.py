@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from edgefm.models.backbones import Tail, trunk_graph
@@ -20,12 +23,13 @@ from edgefm.models.student_graph import (
     TRUNK_FILE,
     Head,
     Student,
+    int8_files,
     student_files,
     tail_from_bytes,
     tail_to_bytes,
     version0_head,
 )
-from edgefm.models.students import DEFAULT_STUDENT, PROFILES, StudentProfile, student_profile
+from edgefm.models.students import DEFAULT_STUDENT, INT8_SUFFIX, PROFILES, StudentProfile, student_profile
 from edgefm.models.versions import GRAPH_FILE
 
 
@@ -47,10 +51,14 @@ def version0(synclip) -> Callable[[str], Head]:
     return cache(lambda name: version0_head(PROFILES[name], synclip))
 
 
-def test_four_profiles_and_a_default():
-    assert len(PROFILES) >= 4 and DEFAULT_STUDENT in PROFILES
-    sizes = [profile.input_size for profile in PROFILES.values()]
+def test_four_profiles_in_two_precisions_and_a_default():
+    assert len(PROFILES) >= 8 and DEFAULT_STUDENT in PROFILES
+    sizes = [(profile.input_size, profile.int8) for profile in PROFILES.values()]
     assert len(set(sizes)) == len(sizes)
+    for name, profile in PROFILES.items():
+        assert PROFILES[name.removesuffix(INT8_SUFFIX)] == replace(
+            profile, name=name.removesuffix(INT8_SUFFIX), int8=False
+        )
     assert sorted(PROFILES.values(), key=lambda p: p.input_size) == sorted(PROFILES.values(), key=lambda p: p.macs_m)
     with pytest.raises(ConfigError, match=f"'resnet50'; choose one of {', '.join(PROFILES)}"):
         student_profile("resnet50")
@@ -108,6 +116,26 @@ def test_a_trained_tail_is_two_files_away(tmp_path, make_picture):
     assert np.abs(student(batch) - embeddings).max() <= 1e-4
     assert np.abs(Student(profile, head, tail).eval()(torch.from_numpy(batch)).numpy() - embeddings).max() <= 1e-4
     assert np.abs(OnnxModel(_write(tmp_path / "before", files))(batch) - embeddings).max() > 1e-3
+
+
+@torch.inference_mode()
+def test_a_quantised_student_computes_in_int8_what_the_float_one_does(version0, tmp_path, make_picture):
+    """With the pretrained tail and with another; calibrated on pictures that it is not tried on."""
+    profile, head = PROFILES["lite0-64-int8"], version0("lite0-64")
+    pictures = profile.preprocess.batch([make_picture(seed) for seed in range(40)])
+    other = Tail(profile.backbone)
+    for parameter in other.parameters():
+        parameter.mul_(0.9)
+    activations = OnnxModel(trunk_graph(profile.backbone, profile.input_size))(pictures[:8])
+    for name, tail in (("pretrained", None), ("other", other)):
+        files = int8_files(profile, head, tail, [pictures[8:24], pictures[24:]])
+        assert files.keys() == {GRAPH_FILE, HEAD_FILE}
+        assert len(files[GRAPH_FILE]) < 0.3 * 4 * profile.parameters_m * 1e6  # a byte a weight and some scales
+        found = OnnxModel(_write(tmp_path / name, files))(pictures[:8])
+        exact = head((tail or Tail(profile.backbone))(torch.from_numpy(activations)).numpy())
+        assert (found * exact).sum(axis=1).min() > 0.95 and not np.allclose(found, exact, atol=1e-3)
+        kinds = Counter(node.op_type for node in onnx.load_from_string(files[GRAPH_FILE]).graph.node)
+        assert kinds["QuantizeLinear"] > kinds["Conv"] > 40
 
 
 @pytest.mark.parametrize("lost", [TRUNK_FILE, TAIL_FILE, HEAD_FILE])

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from edgefm.models.confidence import Confidence
 from edgefm.models.errors import ModelError
 from edgefm.models.images import Preprocess
 from edgefm.models.versions import (
@@ -27,7 +28,7 @@ def manifest() -> StudentManifest:
         parent=2,
         profile="lite0-128",
         preprocess=Preprocess(128, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear"),
-        temperature=0.05,
+        confidence=Confidence(0.05),
         embedding_dim=1280,
         foundation_model="synclip",
         pool_version="0123456789abcdef",
@@ -35,6 +36,7 @@ def manifest() -> StudentManifest:
         agreement=0.87,
         parent_agreement=None,
         method="ridge",
+        precision="float",
         calibration=Calibration(margins=[0.1, 1 / 3], agreements=[True, False], propensities=[1.0, 0.02]),
         files=[BlobRef.of("student.onnx", b"graph"), BlobRef.of("head.fp16.bin", b"")],
         created_at="2026-01-01T00:00:00Z",
