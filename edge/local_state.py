@@ -106,6 +106,9 @@ class LocalState:
         try:
             for folder in (root / "blobs", root / "partial", self._environment):
                 folder.mkdir(parents=True, exist_ok=True)
+            # Of a process that was killed while it wrote (`write_atomic`).
+            for leftover in (*root.glob(".device-id.*"), *self._environment.glob(".*.json.*")):
+                leftover.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"cannot open the state folder {root}: {error.strerror}") from error
         self.refusals = Refusals(self._environment / "refused.json")
