@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edgefm.cloud.registry import Registry
 from edgefm.models.images import encode_jpeg
+from edgefm.models.student_graph import HEAD_FILE, Head
 
 LABELS = "cat, coffee cup, rocket, motorcycle, daisy"
 STUDENT = "lite0-64"
 PICTURES = 2000
+PATIENT = "[agent]\nconnect_timeout_s = 60.0\nslower_than = 1000.0\nthreads = 1\n"
+"""Of agents on a busy machine: what is slow there is neither away nor a bad version."""
 
 
 @pytest.fixture(scope="session")
@@ -87,12 +92,15 @@ class AgentProcess:
 def start_agent(tmp_path: Path, pictures: Path) -> Iterator[Callable[..., AgentProcess]]:
     """Starts agents on `pictures`, which all use one state folder and one file of answers unless `flags` say otherwise."""
     started: list[AgentProcess] = []
+    settings = tmp_path / "edgefm.toml"
+    settings.write_text(PATIENT)
 
     def start(target: str, *flags: str, state_dir: Path | None = None) -> AgentProcess:
         number, state_dir, answers = len(started), state_dir or tmp_path / "agent", tmp_path / "answers.jsonl"
         out, log = tmp_path / f"agent-{number}.out", tmp_path / f"agent-{number}.log"
         command = [sys.executable, "-m", "edgefm.deploy.cli", "-v", "agent", str(pictures), "--cloud", target]
-        command += ["--state-dir", str(state_dir), "--environment", "yard", "-o", str(answers), *flags]
+        command += ["--state-dir", str(state_dir), "--environment", "yard", "-o", str(answers)]
+        command += ["--config", str(settings), *flags]
         with out.open("wb") as stdout, log.open("wb") as stderr:
             process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
         started.append(AgentProcess(process, state_dir, answers, out, log))
@@ -138,14 +146,49 @@ def stored() -> Callable[[Path], Stored]:
 
 
 @pytest.fixture(scope="session")
-def waiting() -> Callable[[Path], set[str]]:
+def waiting(tmp_path_factory) -> Callable[[Path], set[str]]:
     """Content hashes of what a device's spool holds; the file must be whole."""
 
     def read(state_dir: Path) -> set[str]:
-        with closing(sqlite3.connect(state_dir / "spool.sqlite")) as db:
+        copy = tmp_path_factory.mktemp("spool")  # the device itself is to recover what a kill left in the log
+        for path in state_dir.glob("spool.sqlite*"):
+            shutil.copyfile(path, copy / path.name)
+        with closing(sqlite3.connect(copy / "spool.sqlite")) as db:
             assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             rows = db.execute("SELECT sha256, image FROM samples").fetchall()
+        shutil.rmtree(copy)
         assert all(hashlib.sha256(image).digest() == digest for digest, image in rows)
         return {digest.hex() for digest, _ in rows}
 
     return read
+
+
+@dataclass(frozen=True)
+class Files:
+    """One environment's versions in a cloud's folder, for a test to add to and to damage while the cloud runs."""
+
+    registry: Registry
+    environment: str = "yard"
+
+    def path(self, name: str, version: int) -> Path:
+        """The blob that a version's file of that name is."""
+        files = self.registry.manifest(self.environment, version).files
+        return self.registry.blob_path(next(ref.sha256 for ref in files if ref.name == name))
+
+    def publish(self, files: dict[str, bytes]) -> int:
+        """Adds a successor of the current version; the cloud announces it when it is told to go (back) to it."""
+        current = self.registry.current(self.environment)
+        published = self.registry.publish(current.model_copy(update={"parent": current.version}), files)
+        self.registry.point(self.environment, current.version)
+        return published.version
+
+    def other_head(self, version: int, scale: float = 0.5) -> bytes:
+        """The version's head with other bytes; the student's answers stay the same."""
+        dim = self.registry.manifest(self.environment, version).embedding_dim
+        head = Head.from_bytes(self.path(HEAD_FILE, version).read_bytes(), dim)
+        return Head(head.weight * scale, head.bias * scale).to_bytes()
+
+
+@pytest.fixture(scope="session")
+def files_of() -> Callable[[Path], Files]:
+    return lambda data_dir: Files(Registry(data_dir / "registry"))
