@@ -76,6 +76,11 @@ class AgentProcess:
     def count(self, *routes: str) -> int:
         return sum(line["route"] in routes for line in self.lines())
 
+    def spooled(self) -> int:
+        """Samples that wait for upload, while the agent runs."""
+        with closing(sqlite3.connect(f"file:{self.state_dir / 'spool.sqlite'}?mode=ro", timeout=30, uri=True)) as db:
+            return db.execute("SELECT count(*) FROM samples").fetchone()[0]
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -114,9 +119,11 @@ def start_agent(tmp_path: Path, pictures: Path) -> Iterator[Callable[..., AgentP
 
 
 @pytest.fixture(scope="session")
-def cloud_flags() -> tuple[str, ...]:
-    """Of a cloud with labels and a small student."""
-    return ("--labels", LABELS, "--student", STUDENT)
+def cloud_flags(tmp_path_factory) -> tuple[str, ...]:
+    """Of a cloud with labels and a small student, which never learns by itself."""
+    settings = tmp_path_factory.mktemp("settings") / "edgefm.toml"
+    settings.write_text("[cloud.customization]\nfirst_at = 1000000\n")
+    return ("--config", str(settings), "--labels", LABELS, "--student", STUDENT)
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ def stored() -> Callable[[Path], Stored]:
 
 @pytest.fixture(scope="session")
 def waiting(tmp_path_factory) -> Callable[[Path], set[str]]:
-    """Content hashes of what a device's spool holds; the file must be whole."""
+    """Content hashes of what the spool of a device that has ended holds; the file must be whole."""
 
     def read(state_dir: Path) -> set[str]:
         copy = tmp_path_factory.mktemp("spool")  # the device itself is to recover what a kill left in the log

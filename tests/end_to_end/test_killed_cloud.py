@@ -14,7 +14,7 @@ def test_a_killed_cloud_costs_no_answer_and_no_sample(
     until(lambda: agent.count("cloud") >= 60)
     cloud.stop(signal.SIGKILL)
     until(lambda: agent.count("fallback") >= 60)
-    assert len(waiting(agent.state_dir)) >= 50
+    assert agent.spooled() >= 50
 
     cloud = start_cloud(*cloud_flags, "--port", str(cloud.port))
     answered = agent.count("cloud")
