@@ -14,6 +14,7 @@ environments/<name>/refused.json            versions that are not run here
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -29,6 +30,7 @@ from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest, verify_file
 from .refusals import Refusal, Refusals
 
+log = logging.getLogger("edgefm.edge.local_state")
 Fetch = Callable[[str, int], Iterator[bytes]]
 """(sha256, offset) -> the blob's bytes from there on."""
 
@@ -106,6 +108,9 @@ class LocalState:
         try:
             for folder in (root / "blobs", root / "partial", self._environment):
                 folder.mkdir(parents=True, exist_ok=True)
+            # Of a process that was killed while it wrote (`write_atomic`).
+            for leftover in (*root.glob(".device-id.*"), *self._environment.glob(".*.json.*")):
+                leftover.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"cannot open the state folder {root}: {error.strerror}") from error
         self.refusals = Refusals(self._environment / "refused.json")
@@ -126,8 +131,9 @@ class LocalState:
             try:
                 verify_file(path, ref)
                 return path
-            except ModelError:
-                path.unlink()  # damaged on this disk: fetch it again
+            except ModelError as error:  # damaged on this disk: fetch it again
+                log.error("event=blob_damaged name=%s reason=%s", ref.name, str(error))
+                path.unlink()
         offset = partial.stat().st_size if partial.exists() else 0
         if offset > ref.size_bytes:
             partial.unlink()

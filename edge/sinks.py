@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import ssl
@@ -20,6 +21,7 @@ log = logging.getLogger("edgefm.edge.sinks")
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _AT_LEAST_ONCE = 1
+_LONGEST_RECORD = 65_536  # bytes; most have some 700
 MQTT_QUEUE = 1000
 """Answers kept in memory while the broker is away, at most; some 600 bytes each."""
 
@@ -37,6 +39,8 @@ def fan_out(*sinks: Sink) -> Sink:
 class JsonLines:
     """A sink that appends each answer to a file as one JSON object a line, flushed at once.
 
+    The part of a record that a kill or a full disk has left at the file's end is cut off first.
+
     Raises:
         StoreError: the file cannot be opened or written.
     """
@@ -45,6 +49,8 @@ class JsonLines:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file():  # no pipe, no device
+                _mend_end(path)
             self._file = path.open("a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise StoreError(f"cannot write answers to {path}: {error.strerror}") from error
@@ -60,6 +66,24 @@ class JsonLines:
             self._file.close()
         except OSError as error:  # what could not be written before
             raise StoreError(f"cannot write answers to {self._path}: {error.strerror}") from error
+
+
+def _mend_end(path: Path) -> None:
+    """Ends the last line of a file where it lacks its end; cuts it off where it is the beginning of a record."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _LONGEST_RECORD, 0))
+        last = file.read().rpartition(b"\n")[2]
+        if not last:
+            return
+        try:
+            json.loads(last)
+        except ValueError:
+            if last.startswith(b"{"):
+                log.warning("event=torn_answer_removed file=%s bytes=%d", path, len(last))
+                file.truncate(size - len(last))
+                return
+        file.write(b"\n")
 
 
 class Mqtt:

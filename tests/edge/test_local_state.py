@@ -161,6 +161,17 @@ def test_a_damaged_state_is_an_error_and_not_a_fresh_start(tmp_path, state, name
         state.last_good()
 
 
+def test_what_a_kill_left_half_written_is_cleared_away(tmp_path, state):
+    leftovers = [
+        tmp_path / "state" / ".device-id.x1y2",
+        tmp_path / "state" / "environments" / "yard" / ".pool.json.x1y2",
+    ]
+    for path in leftovers:
+        path.write_bytes(b"{")
+    LocalState(tmp_path / "state", "yard")
+    assert not any(path.exists() for path in leftovers)
+
+
 def test_a_state_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot open the state folder .*file/state"):

@@ -43,6 +43,26 @@ def test_lines_are_there_at_once_and_appended(tmp_path, answer):
         sink.close()
 
 
+@pytest.mark.parametrize("torn", [1, 100, -2])
+def test_the_part_of_a_record_that_a_kill_left_is_cut_off(tmp_path, answer, torn, caplog):
+    path, whole = tmp_path / "answers.jsonl", answer.to_json().encode()
+    path.write_bytes(whole + b"\n" + whole[:torn])
+    sink = JsonLines(path)
+    sink(answer)
+    sink.close()
+    assert path.read_bytes() == 2 * (whole + b"\n") and "event=torn_answer_removed" in caplog.text
+
+
+@pytest.mark.parametrize("last", ['{"a": 1}', "a note of somebody's"])
+def test_a_last_line_that_is_no_torn_record_stays(tmp_path, answer, last):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(last)
+    sink = JsonLines(path)
+    sink(answer)
+    sink.close()
+    assert path.read_text("utf-8") == f"{last}\n{answer.to_json()}\n"
+
+
 def test_a_folder_in_the_way(tmp_path):
     with pytest.raises(StoreError, match=f"cannot write answers to {tmp_path}: Is a directory"):
         JsonLines(tmp_path)
