@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ...models.errors import ConfigError
-from ...models.students import DEFAULT_STUDENT
+from ...models.students import DEFAULT_STUDENT, PROFILES
 from .options import extra
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
@@ -62,3 +62,20 @@ def learning(
     if counts[0] < 0 or seeds < 1:
         raise ConfigError("--samples must not be negative, --seeds must be at least 1")
     _measured(lambda: bench_learning(data, student, counts, seeds, accuracy_target, Console()), json_file)
+
+
+def agent(
+    students: Annotated[str, typer.Option(help="Which, separated by commas.")] = ",".join(PROFILES),
+    rounds: Annotated[int, typer.Option(help="How often each of the 30 frames is answered.")] = 40,
+    seed: Annotated[int, typer.Option(help="Which frames those are.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """What the agent adds around the bare ONNX session, per frame that the edge answers. About 2 minutes on 2 cores."""
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.agent import bench_agent
+    if rounds < 1:
+        raise ConfigError(f"--rounds must be at least 1, got {rounds}")
+    names = [name.strip() for name in students.split(",")]
+    _measured(lambda: bench_agent(names, rounds, seed, Console()), json_file)
