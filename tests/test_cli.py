@@ -168,6 +168,8 @@ def test_the_commands_are_these():
             "bench students",
             "bench learning",
             "bench agent",
+            "bench service",
+            "bench memory",
             "students export",
             "profile",
             "select",

@@ -39,7 +39,7 @@ from ...models.runtime import OnnxModel
 from ...models.students import StudentProfile, student_profile
 from ...models.versions import GRAPH_FILE
 from ..demo_results import describe_environment
-from ..processes import cloud_process
+from .clouds import cloud_without_learning
 from .pictures import LABELS, pictures
 
 FRAME_SIZE = (640, 480)
@@ -48,7 +48,6 @@ _SETTLED = 30
 """Answers of the edge in a row after which the cold start is over."""
 _COLD_START = 1500
 """Frames that it may take."""
-_NO_LEARNING = "[cloud.customization]\nfirst_at = 1000000000\n"
 
 
 @dataclass
@@ -128,9 +127,7 @@ def bench_agent(students: Sequence[str], rounds: int, seed: int, console: Consol
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = folder / "cloud.toml"
-        settings.write_text(_NO_LEARNING)
-        with cloud_process(folder, "--config", str(settings)) as cloud:
+        with cloud_without_learning(folder) as cloud:
             for profile in profiles:
                 with console.status(f"Measuring {profile.name} ..."):
                     rows.append(_measure(profile, cloud.target, folder, encoded, rounds))
