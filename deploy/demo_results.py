@@ -170,9 +170,9 @@ def _latency(records: Sequence[Record]) -> dict[str, float] | None:
     }
 
 
-def describe_environment(seed: int) -> dict[str, Any]:
-    """Machine, versions, seed, command and date of a measurement."""
-    packages = ("edgefm", "numpy", "onnxruntime", "grpcio", "protobuf", "torch", "timm", "pillow")
+def describe_environment(seed: int, *others: str) -> dict[str, Any]:
+    """Machine, versions (of `others` too), seed, command and date of a measurement."""
+    packages = ("edgefm", "numpy", "onnxruntime", "grpcio", "protobuf", "torch", "timm", "pillow", *others)
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},

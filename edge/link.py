@@ -43,6 +43,9 @@ class LinkEstimator:
     Args:
         window: answered queries remembered.
         initial_bandwidth_kbps, initial_rtt_ms: believed before the first answer.
+
+    Attributes:
+        cloud_ms: mean time a query spends in the cloud, queue and compute.
     """
 
     def __init__(self, window: int = 30, initial_bandwidth_kbps: float = 5000.0, initial_rtt_ms: float = 50.0) -> None:
@@ -55,15 +58,11 @@ class LinkEstimator:
         self._arrived_ms = float("-inf")  # the latest answer, less what the cloud spent on it
         self.rtt_ms = initial_rtt_ms
         self.bits_per_ms = initial_bandwidth_kbps  # 1 bit/ms is 1 kbit/s
+        self.cloud_ms = 0.0
 
     @property
     def bandwidth_mbps(self) -> float:
         return self.bits_per_ms / 1e3
-
-    @property
-    def cloud_ms(self) -> float:
-        """Mean time a query spends in the cloud: queue and compute."""
-        return sum(self._server) / len(self._server) if self._server else 0.0
 
     @property
     def pending(self) -> int:
@@ -78,6 +77,7 @@ class LinkEstimator:
         if known is None:
             return 0.0
         self._server.append(server_ms)
+        self.cloud_ms = sum(self._server) / len(self._server)
         return self._carry(known, now_ms, server_ms, lost=False)
 
     def lost(self, query: int, now_ms: float) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 Route = Literal["edge", "cloud", "fallback"]
 
 
@@ -64,13 +65,10 @@ class Answer:
     samples_labelled: int
 
     def to_json(self) -> str:
-        values = {
-            key: round(value, 6) if isinstance(value, float) and math.isfinite(value) else value
-            for key, value in asdict(self).items()
-        }
+        values = {key: round(value, 6) if isinstance(value, float) else value for key, value in vars(self).items()}
         if self.threshold is not None and not math.isfinite(self.threshold):
             values["threshold"] = None
-        return json.dumps(values, ensure_ascii=False)
+        return _encode(values)
 
 
 Sink = Callable[[Answer], None]

@@ -51,13 +51,14 @@ class JsonLines:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file():  # no pipe, no device
                 _mend_end(path)
-            self._file = path.open("a", buffering=1, encoding="utf-8")
+            self._file = path.open("ab")
         except OSError as error:
             raise StoreError(f"cannot write answers to {path}: {error.strerror}") from error
 
     def __call__(self, answer: Answer) -> None:
         try:
-            self._file.write(answer.to_json() + "\n")
+            self._file.write(answer.to_json().encode() + b"\n")
+            self._file.flush()
         except OSError as error:
             raise StoreError(f"cannot write answers to {self._path}: {error.strerror}") from error
 

@@ -99,8 +99,9 @@ class LabelPool:
         """
         similarities = embeddings @ self.embeddings.T  # (B, K)
         k = max(1, min(top_k, len(self.labels)))
-        order = np.argsort(-similarities, axis=1, kind="stable")[:, : max(k, 2)]
-        ranked = np.take_along_axis(similarities, order, axis=1)
+        # On a device this runs with cold caches after each session: methods and indexing, numpy's Python wrappers cost more.
+        order = (-similarities).argsort(axis=1, kind="stable")[:, : max(k, 2)]
+        ranked = similarities[np.arange(len(order))[:, None], order]
         second = ranked[:, 1] if ranked.shape[1] > 1 else self.unknown_floor
         top = ranked[:, 0]
         return Recognition(order[:, :k], ranked[:, :k], top - second, top < self.unknown_floor)

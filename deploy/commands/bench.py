@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ...models.errors import ConfigError
-from ...models.students import DEFAULT_STUDENT
+from ...models.students import DEFAULT_STUDENT, PROFILES
 from .options import extra
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
@@ -55,10 +55,67 @@ def learning(
         from rich.console import Console
 
         from ..bench.learning import bench_learning
-    try:
-        counts = sorted({int(count) for count in samples.split(",")})
-    except ValueError:
-        raise ConfigError(f"--samples is a list of numbers such as 0,100,400, got {samples!r}") from None
-    if counts[0] < 0 or seeds < 1:
-        raise ConfigError("--samples must not be negative, --seeds must be at least 1")
+    counts = _counts("samples", samples, 0)
+    if seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
     _measured(lambda: bench_learning(data, student, counts, seeds, accuracy_target, Console()), json_file)
+
+
+def agent(
+    students: Annotated[str, typer.Option(help="Which, separated by commas.")] = ",".join(PROFILES),
+    rounds: Annotated[int, typer.Option(help="How often each of the 30 frames is answered.")] = 40,
+    seed: Annotated[int, typer.Option(help="Which frames those are.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """What the agent adds around the bare ONNX session, per frame that the edge answers. About 2 minutes on 2 cores."""
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.agent import bench_agent
+    if rounds < 1:
+        raise ConfigError(f"--rounds must be at least 1, got {rounds}")
+    names = [name.strip() for name in students.split(",")]
+    _measured(lambda: bench_agent(names, rounds, seed, Console()), json_file)
+
+
+def service(
+    clients: Annotated[str, typer.Option(help="Numbers of concurrent clients.")] = "1,8,64",
+    repeats: Annotated[int, typer.Option(help="How often all is measured; medians are reported.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Of each measurement, after one second to warm up.")] = 6.0,
+    seed: Annotated[int, typer.Option(help="Which pictures are sent.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Requests a second and latency of the cloud, of LitServe with the same FM, and of the FM alone. About 7 minutes."""
+    with extra("bench"):
+        from rich.console import Console
+
+        from ..bench.service import ServiceOptions, bench_service
+    options = ServiceOptions(_counts("clients", clients, 1), repeats=repeats, seconds=seconds, seed=seed)
+    _measured(lambda: bench_service(options, Console()), json_file)
+
+
+def memory(
+    requests: Annotated[int, typer.Option(help="How many the cloud answers.")] = 100_000,
+    keep: Annotated[bool, typer.Option(help="It stores the samples, each of them new.")] = False,
+    seed: Annotated[int, typer.Option(help="Which pictures are sent.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """The cloud's memory over many requests. About 6 minutes for 100,000 on 2 cores."""
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.memory import SAMPLES, bench_memory
+    if requests < SAMPLES:
+        raise ConfigError(f"--requests must be at least {SAMPLES}, got {requests}")
+    _measured(lambda: bench_memory(requests, keep, seed, Console()), json_file)
+
+
+def _counts(name: str, text: str, least: int) -> tuple[int, ...]:
+    """Ascending numbers from a flag's comma-separated text."""
+    try:
+        counts = sorted({int(count) for count in text.split(",")})
+    except ValueError:
+        raise ConfigError(f"--{name} is a list of numbers such as 1,10,100, got {text!r}") from None
+    if counts[0] < least:
+        raise ConfigError(f"--{name} are at least {least}, got {counts[0]}")
+    return tuple(counts)

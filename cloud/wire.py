@@ -1,0 +1,88 @@
+"""From the cloud's own objects and errors to messages on the wire."""
+
+from __future__ import annotations
+
+import logging
+from typing import NoReturn
+
+import grpc
+import grpc.aio
+
+from ..models.errors import (
+    ConfigError,
+    DeadlineError,
+    EdgeFMError,
+    EnvironmentMissingError,
+    ImageError,
+    InputError,
+    LabelExistsError,
+    LabelMissingError,
+    OverloadedError,
+)
+from ..models.pool import LabelPool
+from ..models.versions import BlobRef, StudentManifest
+from ..proto.v1 import edgefm_pb2 as pb
+from .recognition import Recognised
+from .store import NewSample
+
+log = logging.getLogger("edgefm.cloud.wire")
+Context = grpc.aio.ServicerContext
+
+
+def new_sample(
+    request: pb.RecognizeRequest | pb.UploadRequest, found: Recognised, propensity: float, durable: bool
+) -> NewSample:
+    return NewSample(request.environment, request.image, found.labelled, propensity, request.device_id, durable)
+
+
+def query_error(error: EdgeFMError) -> pb.QueryError:
+    """For one sample of a stream; the others go on."""
+    retry_after_ms = 0
+    if isinstance(error, ImageError):
+        code = pb.QueryError.CODE_BAD_IMAGE
+    elif isinstance(error, DeadlineError):
+        code = pb.QueryError.CODE_DEADLINE
+    elif isinstance(error, OverloadedError):
+        code, retry_after_ms = pb.QueryError.CODE_OVERLOADED, error.retry_after_ms
+    elif isinstance(error, EnvironmentMissingError):
+        code = pb.QueryError.CODE_UNKNOWN_ENVIRONMENT
+    elif isinstance(error, InputError):
+        code = pb.QueryError.CODE_INVALID_REQUEST
+    else:
+        code = pb.QueryError.CODE_INTERNAL
+        log.error("event=query_failed reason=%s", error)
+    return pb.QueryError(code=code, message=str(error), retry_after_ms=retry_after_ms)
+
+
+async def abort(context: Context, error: EdgeFMError) -> NoReturn:
+    """Ends the call with the status that the error means to a client."""
+    if isinstance(error, LabelExistsError):
+        code = grpc.StatusCode.ALREADY_EXISTS
+    elif isinstance(error, LabelMissingError):
+        code = grpc.StatusCode.NOT_FOUND
+    elif isinstance(error, (InputError, ConfigError)):
+        code = grpc.StatusCode.INVALID_ARGUMENT
+    else:
+        code = grpc.StatusCode.INTERNAL
+    await context.abort(code, str(error))
+
+
+def student_message(manifest: StudentManifest) -> pb.StudentVersion:
+    return pb.StudentVersion(
+        environment=manifest.environment,
+        version=manifest.version,
+        manifest_json=manifest.to_json(),
+        files=[_blob_message(ref) for ref in manifest.files],
+    )
+
+
+def _blob_message(ref: BlobRef) -> pb.Blob:
+    return pb.Blob(name=ref.name, sha256=ref.sha256, size_bytes=ref.size_bytes)
+
+
+def pool_version(pool: LabelPool, ref: BlobRef) -> pb.PoolVersion:
+    return pb.PoolVersion(version=pool.version, file=_blob_message(ref))
+
+
+def pool_message(environment: str, pool: LabelPool) -> pb.LabelPool:
+    return pb.LabelPool(environment=environment, pool_version=pool.version, labels=pool.labels, warnings=pool.warnings)

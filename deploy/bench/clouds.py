@@ -1,0 +1,30 @@
+"""A cloud process for the benchmarks: it answers, and learns nothing meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...edge.cloud_client import CloudClient
+from ..processes import CloudProcess, cloud_process
+
+_NO_LEARNING = "[cloud.customization]\nfirst_at = 1000000000\n"
+
+
+@contextmanager
+def cloud_without_learning(folder: Path) -> Iterator[CloudProcess]:
+    """See `edgefm.deploy.processes.cloud_process`."""
+    settings = folder / "cloud.toml"
+    settings.write_text(_NO_LEARNING)
+    with cloud_process(folder, "--config", str(settings)) as cloud:
+        yield cloud
+
+
+def register(cloud: CloudProcess, environment: str, labels: tuple[str, ...]) -> None:
+    """Makes the cloud know the environment and its labels."""
+    client = CloudClient(cloud.target, "bench", environment, deadline_ms=60_000)
+    try:
+        client.register(labels, "", timeout_s=60.0)
+    finally:
+        client.close()

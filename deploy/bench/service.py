@@ -1,0 +1,235 @@
+"""`edgefm bench service`: requests a second and latency of the cloud, beside LitServe and beside the FM without a service.
+
+Three rivals with the same FM, decoder, pool and largest batch take turns within each repeat; figures are medians over repeats.
+
+- `edgefm`: `edgefm cloud` as a process, gRPC over loopback. `edgefm keep`: the same, every picture new and kept in the store.
+- `litserve`: see `edgefm.deploy.bench.litserve_server`; HTTP over loopback.
+- `direct`: see `edgefm.deploy.bench.direct`. It has no clients, and both cores to itself. `direct, beside`: the same beside
+  a process that takes as much CPU time as EdgeFM's clients took in that repeat: what a service could reach at most on this
+  machine while its clients run here too.
+
+Clients are closed loops in a process of their own (`edgefm.deploy.bench.load`) on the servers' machine. `server_cpu_ms` and
+`client_cpu_ms` are CPU time per request: unlike throughput, they hardly depend on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ...cloud.config import CloudConfig
+from ...models.errors import ConfigError, EdgeFMError
+from ..demo_results import describe_environment
+from ..processes import child_process, last_words
+from .clouds import cloud_without_learning, register
+from .cost import cpu_s
+from .direct import compute, occupy
+from .load import Answered, Load, load_cloud, load_http
+from .pictures import LABELS, pictures
+
+ENVIRONMENT = "bench"
+SIZES = ((64, 64), (640, 480))
+_PICTURES = 32
+_STARTUP_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """How to measure.
+
+    Attributes:
+        clients: numbers of concurrent clients.
+        sizes: width and height of the pictures.
+        warm_up_s, seconds: of every measurement.
+    """
+
+    clients: tuple[int, ...] = (1, 8, 64)
+    sizes: tuple[tuple[int, int], ...] = SIZES
+    repeats: int = 3
+    warm_up_s: float = 1.0
+    seconds: float = 6.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or not 0 < self.seconds <= 3600:
+            raise ConfigError(
+                f"repeats must be at least 1, seconds in (0, 3600], got {self.repeats} and {self.seconds:g}"
+            )
+
+
+class _Rivals:
+    """The servers and the processes that put load on them, all running; only one works at a time."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        self._cloud = stack.enter_context(cloud_without_learning(folder))
+        register(self._cloud, ENVIRONMENT, LABELS)
+        self._litserve = stack.enter_context(_litserve(folder))
+        spawn = get_context("spawn")
+        self._load, self._direct, self._beside = (
+            stack.enter_context(ProcessPoolExecutor(1, spawn)) for _ in ("load", "direct", "beside")
+        )
+
+    def edgefm(self, load: Load, keep: bool = False) -> dict[str, Any]:
+        ask = self._load.submit
+        return _served(
+            self._cloud.pid, load, lambda: ask(load_cloud, self._cloud.port, ENVIRONMENT, keep, load).result()
+        )
+
+    def litserve(self, load: Load) -> dict[str, Any]:
+        pid, port = self._litserve
+        return _served(pid, load, lambda: self._load.submit(load_http, port, "/predict", load).result())
+
+    def direct(self, load: Load, beside: float = 0.0) -> dict[str, Any]:
+        """`beside`: cores' worth of time that another process takes meanwhile."""
+        config = CloudConfig()
+        other = self._beside.submit(occupy, beside, load.warm_up_s + load.seconds)
+        done = self._direct.submit(
+            compute, config.foundation_model, LABELS, load.images, config.max_batch, load.warm_up_s, load.seconds
+        ).result()
+        other.result()
+        return {
+            "requests": done.samples,
+            "requests_per_s": done.samples / done.seconds,
+            "server_cpu_ms": done.cpu_s * 1e3 / done.samples,
+        }
+
+
+@contextmanager
+def _litserve(folder: Path) -> Iterator[tuple[int, int]]:
+    """Process (and session) id, and port."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    log = folder / "litserve.log"
+    command = [sys.executable, "-m", "edgefm.deploy.bench.litserve_server", str(port), *LABELS]
+    with log.open("a") as out, child_process(command, log, stdout=out) as child:
+        deadline = time.monotonic() + _STARTUP_TIMEOUT_S
+        while not _healthy(port):
+            if child.poll() is not None or time.monotonic() > deadline:
+                raise EdgeFMError(f"LitServe did not start; {log} ends with: {last_words(log)}")
+            time.sleep(0.2)
+        yield child.pid, port
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1.0) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def _served(session: int, load: Load, run: Callable[[], Answered]) -> dict[str, Any]:
+    before_s = cpu_s(session)
+    answered = run()
+    used_s = cpu_s(session) - before_s
+    count = len(answered.latencies_ms)
+    if not count:
+        raise EdgeFMError(f"no answer within {load.seconds} s; measure for longer")
+    p50, p99 = np.percentile(answered.latencies_ms, (50, 99))
+    return {
+        "requests": count,
+        "requests_per_s": count / answered.seconds,
+        "p50_ms": float(p50),
+        "p99_ms": float(p99),
+        "server_cpu_ms": used_s * 1e3 / answered.all_requests,
+        "client_cpu_ms": answered.cpu_s * 1e3 / answered.all_requests,
+        "labels": len(answered.labels),
+    }
+
+
+def bench_service(options: ServiceOptions, console: Console) -> dict[str, Any]:
+    """Measures all three, interleaved.
+
+    Raises:
+        EdgeFMError: a server does not start, or fails to answer.
+    """
+    rows: dict[tuple[str, str, int | None], list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        with console.status("Starting the servers ..."):
+            rivals = _Rivals(stack, Path(folder))
+        for repeat in range(options.repeats):
+            for size in options.sizes:
+                with console.status(f"Repeat {repeat + 1} of {options.repeats}, pictures of {_name(size)} ..."):
+                    images = pictures(*size, _PICTURES, options.seed)
+                    for system, clients, measured in _round(rivals, images, options):
+                        rows.setdefault((_name(size), system, clients), []).append(measured)
+    result = {
+        "rows": [
+            {"picture": picture, "system": system, "clients": clients, **_summary(measured)}
+            for (picture, system, clients), measured in rows.items()
+        ],
+        "repeats": options.repeats,
+        "seconds": options.seconds,
+        "max_batch": CloudConfig().max_batch,
+        "max_delay_ms": CloudConfig().max_delay_ms,
+        "environment": describe_environment(options.seed, "litserve"),
+    }
+    result["ratios"] = _ratios(result["rows"], max(options.clients))
+    console.print(_table(result))
+    return result
+
+
+def _name(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _round(
+    rivals: _Rivals, images: Sequence[bytes], options: ServiceOptions
+) -> Iterator[tuple[str, int | None, dict[str, Any]]]:
+    for clients in options.clients:
+        load = Load(images, clients, options.warm_up_s, options.seconds)
+        edgefm = rivals.edgefm(load)
+        yield "edgefm", clients, edgefm
+        yield "litserve", clients, rivals.litserve(load)
+        if clients == max(options.clients):
+            yield "edgefm keep", clients, rivals.edgefm(replace(load, distinct_from=time.time_ns()), keep=True)
+            yield "direct", None, rivals.direct(load)
+            share = edgefm["client_cpu_ms"] * edgefm["requests_per_s"] / 1e3
+            yield "direct, beside", None, rivals.direct(load, min(share, 1.0))
+
+
+def _summary(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the repeats, and every repeat's throughput."""
+    medians = {name: round(float(np.median([one[name] for one in measured])), 3) for name in measured[0]}
+    return {**medians, "requests_per_s_each": [round(one["requests_per_s"], 1) for one in measured]}
+
+
+def _ratios(rows: list[dict[str, Any]], clients: int) -> dict[str, dict[str, float]]:
+    """With the most clients: EdgeFM's figure over the other's. Below 1 is better for `p99_litserve`, above 1 elsewhere."""
+    ratios: dict[str, dict[str, float]] = {}
+    for picture in dict.fromkeys(row["picture"] for row in rows):
+        of = {row["system"]: row for row in rows if row["picture"] == picture and row["clients"] in (clients, None)}
+        rate = of["edgefm"]["requests_per_s"]
+        ratios[picture] = {
+            "direct": round(rate / of["direct"]["requests_per_s"], 3),
+            "direct_beside": round(rate / of["direct, beside"]["requests_per_s"], 3),
+            "litserve": round(rate / of["litserve"]["requests_per_s"], 3),
+            "p99_litserve": round(of["edgefm"]["p99_ms"] / of["litserve"]["p99_ms"], 3),
+            "cpu_direct": round(of["direct"]["server_cpu_ms"] / of["edgefm"]["server_cpu_ms"], 3),
+        }
+    return ratios
+
+
+def _table(result: dict[str, Any]) -> Table:
+    table = Table(title=f"medians of {result['repeats']} repeats")
+    for heading in ("picture", "system", "clients", "requests/s", "p50 ms", "p99 ms", "server CPU ms", "client CPU ms"):
+        table.add_column(heading, justify="left" if heading in ("picture", "system") else "right")
+    for row in result["rows"]:
+        names = ("requests_per_s", "p50_ms", "p99_ms", "server_cpu_ms", "client_cpu_ms")
+        cells = [f"{row[name]:.2f}" if name in row else "" for name in names]
+        table.add_row(row["picture"], row["system"], str(row["clients"] or ""), *cells)
+    return table
