@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from .demo_data import DemoEnvironment, camera_environments, data_environment
 from .demo_results import EnvironmentRun, assemble
 from .demo_scoring import ask_fm
 from .live import LiveState, LiveTable
+from .processes import child_process, cloud_process, edgefm, last_words
 from .report import summarize, write_report
 from .shaper import LinkShaper, ShaperThread
 from .timeline import ROUTES
@@ -34,8 +33,6 @@ CAMERA_FRAMES = 1200
 DATA_FRAMES = 3000
 ADD_LABEL_AT = 0.3
 """Fraction of the first environment's frames after which the held-back label is added."""
-_STARTUP_TIMEOUT_S = 180.0
-_STOP_TIMEOUT_S = 15.0
 _RECENT = 200
 
 
@@ -75,10 +72,10 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> dict[str, 
     added = environments[0].labels[-1]
     with ExitStack() as stack:
         with console.status("Starting the cloud (the first start exports its models, half a minute) ..."):
-            port = stack.enter_context(_cloud(folder))
-        shaper = LinkShaper("127.0.0.1", "127.0.0.1", port, uplink, downlink, PROPAGATION_MS)
+            cloud = stack.enter_context(cloud_process(folder))
+        shaper = LinkShaper("127.0.0.1", "127.0.0.1", cloud.port, uplink, downlink, PROPAGATION_MS)
         link = stack.enter_context(ShaperThread(shaper))
-        target = f"127.0.0.1:{port}"
+        target = cloud.target
         runs = []
         for position, environment in enumerate(environments):
             session = _Session(options, folder, environment, link.port, target)
@@ -144,46 +141,6 @@ def _fresh_folder(path: Path) -> Path:
     return path
 
 
-@contextmanager
-def _process(command: list[str], log: Path, **kwargs: Any) -> Iterator[subprocess.Popen[str]]:
-    """A child of its own session, so that Ctrl-C reaches this process alone; ended with its block, whatever happens."""
-    with log.open("w", encoding="utf-8") as out:
-        child = subprocess.Popen(command, stderr=out, text=True, start_new_session=True, **kwargs)
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            child.send_signal(signal.SIGINT)
-            try:
-                child.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-        if child.stdout is not None:
-            child.stdout.close()
-
-
-def _edgefm(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "edgefm.deploy.cli", "-v", *arguments]
-
-
-@contextmanager
-def _cloud(folder: Path) -> Iterator[int]:
-    port_file, log = folder / "cloud.port", folder / "cloud.log"
-    command = _edgefm("cloud", "--port", "0", "--port-file", str(port_file), "--data-dir", str(folder / "cloud"))
-    with _process(command, log, stdout=subprocess.DEVNULL) as child:
-        deadline = time.monotonic() + _STARTUP_TIMEOUT_S
-        while not port_file.exists():
-            if child.poll() is not None or time.monotonic() > deadline:
-                raise EdgeFMError(f"the cloud did not start; {log} ends with: {_last_words(log)}")
-            time.sleep(0.05)
-        yield int(port_file.read_text())
-
-
-def _last_words(log: Path) -> str:
-    return log.read_text(encoding="utf-8")[-400:].strip() or "nothing"
-
-
 @dataclass
 class _Session:
     """One agent in one environment."""
@@ -204,7 +161,7 @@ class _Session:
         added_label: tuple[str, float | None] | None = None
         answers, log = self.folder / f"{environment.name}.jsonl", self.folder / f"{environment.name}.log"
         command = self._command(answers, [label for label in environment.labels if label != label_to_add])
-        with _process(command, log, stdout=subprocess.PIPE) as child, LiveTable(console) as table:
+        with child_process(command, log, stdout=subprocess.PIPE) as child, LiveTable(console) as table:
             table.event(f"{environment.name}: an agent with {pool} labels, {environment.frames} frames")
             for record in _follow(answers, child):
                 self._watch_for_versions(record, table)
@@ -220,7 +177,7 @@ class _Session:
             assert child.stdout is not None
             summary = child.stdout.read()
             if child.wait() != 0:
-                raise EdgeFMError(f"the agent failed with exit code {child.returncode}; {log}: {_last_words(log)}")
+                raise EdgeFMError(f"the agent failed with exit code {child.returncode}; {log}: {last_words(log)}")
         return EnvironmentRun(
             environment=environment,
             records=self.records,
@@ -231,7 +188,7 @@ class _Session:
     def _command(self, answers: Path, labels: list[str]) -> list[str]:
         options, label_file = self.options, self.folder / f"{self.environment.name}.labels"
         label_file.write_text("\n".join(labels), encoding="utf-8")
-        return _edgefm(
+        return edgefm(
             "agent",
             str(self.environment.stream),
             f"--output={answers}",
