@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint proto clean
+.PHONY: demo soak test lint proto clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edgefm demo $(ARGS)
+
+soak: $(VENV)/.demo
+	$(BIN)/edgefm bench soak $(ARGS)
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest $(ARGS)

@@ -85,6 +85,7 @@ labels_app.command("add")(operator.add_labels)
 labels_app.command("remove")(operator.remove_labels)
 bench_app.command()(bench.students)
 bench_app.command()(bench.learning)
+bench_app.command()(bench.soak)
 app.command()(demo.demo)
 
 
