@@ -1,18 +1,23 @@
-"""Requests of every call that a device makes, mutated on their way: bits flipped, bytes cut, put in, repeated."""
+"""Requests of every call that a device makes, mutated: fields of other values; bits flipped, bytes cut, put in, repeated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 
 from ...proto.limits import PROTOCOL_VERSION
 from ...proto.v1 import edgefm_pb2 as pb
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["EdgeFM"].full_name
 _TIMEOUT_S = 5.0
-_MOST_CHANGES = 8
+_MOST_CHANGES = 3
+_STRINGS = ("", "..", "../../etc", "a" * 10_000, "two\nlines", "\0", "gr\u00fcn", "\U0001f98a")
+_NUMBERS = (0, 1, 2**31 - 1, 2**32 - 1)
+_FLOATS = (0.0, -1.0, 1e38, float("nan"), float("inf"))
 _LONGEST_CHANGE = 64
 _HANDLER_FAILED = "Unexpected "
 """What gRPC says for a handler that raised something that it did not mean to."""
@@ -37,7 +42,8 @@ class MutatedRequests:
         """One mutated request; returns the call with what came back: a status code, or the code of an answer's error."""
         name, valid = self._valid[rng.integers(len(self._valid))]
         try:
-            outcome = self._call(name, _mutated(valid, rng))
+            mutate = _bytes_mutated if rng.random() < 0.5 else _fields_mutated
+            outcome = self._call(name, mutate(valid, rng))
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else None
             details = (error.details() if isinstance(error, grpc.Call) else None) or ""
@@ -65,11 +71,11 @@ class MutatedRequests:
         return "OK"
 
 
-def _valid_requests(environment: str, image: bytes) -> list[tuple[str, bytes]]:
+def _valid_requests(environment: str, image: bytes) -> list[tuple[str, Message]]:
     """Each changes nothing as it is; what is mutated may."""
     refusal = pb.Refusal(student_version=1, kind=pb.Refusal.KIND_SLOW, reason="mutated")
     half = image[: len(image) // 2]
-    requests = {
+    requests: dict[str, Any] = {
         "Register": pb.RegisterRequest(protocol=PROTOCOL_VERSION, student_profile="lite0-64", labels=["cat"]),
         "Recognize": pb.RecognizeRequest(query_id=1, image=image, deadline_ms=2000, propensity=1.0),
         "Upload": pb.UploadRequest(upload_id=1, image=half, propensity=0.5),
@@ -83,11 +89,24 @@ def _valid_requests(environment: str, image: bytes) -> list[tuple[str, bytes]]:
         "Status": pb.StatusRequest(environment=environment),
         "ListLabels": pb.ListLabelsRequest(environment=environment),
     }
-    return [(name, request.SerializeToString()) for name, request in requests.items()]
+    return list(requests.items())
 
 
-def _mutated(request: bytes, rng: np.random.Generator) -> bytes:
-    data = bytearray(request)
+def _fields_mutated(request: Message, rng: np.random.Generator) -> bytes:
+    """Still a message: some of its fields, of one value each, have another."""
+    mutant = type(request)()
+    mutant.CopyFrom(request)
+    values = {str: _STRINGS, int: _NUMBERS, float: _FLOATS, bool: (False, True)}
+    for field in request.DESCRIPTOR.fields:
+        kind = type(getattr(mutant, field.name))
+        if kind in values and rng.random() < 0.3:
+            setattr(mutant, field.name, values[kind][rng.integers(len(values[kind]))])
+    return mutant.SerializeToString()
+
+
+def _bytes_mutated(request: Message, rng: np.random.Generator) -> bytes:
+    """Mostly no message any more."""
+    data = bytearray(request.SerializeToString())
     changes: tuple[Callable[[bytearray, int, int], None], ...] = (_flip, _cut, _repeat, _put_in(rng))
     for _ in range(int(rng.integers(1, _MOST_CHANGES + 1))):
         if data:
