@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. `make soak` breaks things for ten minutes.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

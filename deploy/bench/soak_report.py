@@ -142,13 +142,13 @@ def _agent_table(result: dict[str, Any]) -> Table:
         )
         for row in result["agents"]
     ]
-    headings = f"agent|processes|killed|answered|{'|'.join(ROUTES)}|lost|twice|cut off by a kill|longest gap, s"
+    headings = f"agent|runs|killed|answers|{'|'.join(ROUTES)}|lost|twice|cut off|gap, s"
     return _table("Answers", headings, rows)
 
 
 def _memory_table(result: dict[str, Any]) -> Table:
     rows = [tuple(row.values()) for row in result["memory"]]
-    return _table("Resident memory, MB", "process|lives|longest life, s|at its start|at its end|highest of all", rows)
+    return _table("Resident memory, MB", "process|lives|longest, s|its start|its end|highest", rows)
 
 
 def _count_table(result: dict[str, Any]) -> Table:
