@@ -1,13 +1,16 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. `make soak` breaks things for ten minutes.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint proto clean
+.PHONY: demo soak test lint proto clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edgefm demo $(ARGS)
+
+soak: $(VENV)/.demo
+	$(BIN)/edgefm bench soak $(ARGS)
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest $(ARGS)

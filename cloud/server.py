@@ -29,6 +29,7 @@ from .batcher import DynamicBatcher
 from .config import CloudConfig
 from .environments import Environments
 from .health import HealthWatch
+from .malformed import MalformedRequests
 from .metrics import CloudMetrics
 from .recognition import FmBatcher, Query, decode, recogniser
 from .service import EdgeFMService
@@ -102,7 +103,7 @@ class CloudServer:
         opened.push_async_callback(health.close)
         metrics.watch(self.environments, batcher, health)
 
-        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server = grpc.aio.server(interceptors=[MalformedRequests(SERVICE)], options=SERVER_OPTIONS)
         rpc.add_EdgeFMServicer_to_server(EdgeFMService(self.environments, batcher, health, metrics), server)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         reflection.enable_server_reflection((SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server)

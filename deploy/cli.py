@@ -88,6 +88,7 @@ bench_app.command()(bench.learning)
 bench_app.command()(bench.agent)
 bench_app.command()(bench.service)
 bench_app.command()(bench.memory)
+bench_app.command()(bench.soak)
 app.command()(demo.demo)
 
 

@@ -170,6 +170,7 @@ def test_the_commands_are_these():
             "bench agent",
             "bench service",
             "bench memory",
+            "bench soak",
             "students export",
             "profile",
             "select",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...models.errors import ConfigError
+from ...models.errors import ConfigError, EdgeFMError
 from ...models.students import DEFAULT_STUDENT, PROFILES
 from .options import extra
 
@@ -119,3 +119,30 @@ def _counts(name: str, text: str, least: int) -> tuple[int, ...]:
     if counts[0] < least:
         raise ConfigError(f"--{name} are at least {least}, got {counts[0]}")
     return tuple(counts)
+
+
+def soak(
+    minutes: Annotated[
+        float, typer.Option(help="How long things go wrong; starting and calming down come on top.")
+    ] = 10,
+    seed: Annotated[int, typer.Option(help="Of frames, links, faults and their order; not of the timing.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """A cloud and four agents through kills, cuts, full disks, damaged models and mutated requests, all at once.
+
+    Fails, with exit code 1, if a frame is lost or answered twice, a sample is lost, or something does not come back.
+    """
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.soak import bench_soak
+    broken: list[str] = []
+
+    def measure() -> dict[str, Any]:
+        result = bench_soak(minutes, seed, Console())
+        broken.extend(result["broken"])
+        return result
+
+    _measured(measure, json_file)
+    if broken:
+        raise EdgeFMError(f"{len(broken)} promises did not hold; the first: {broken[0]}")
