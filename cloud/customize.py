@@ -1,4 +1,4 @@
-"""Semantic-driven customization (EdgeFM, section 4), in a process of its own: `python -m edgefm.cloud.customize JOB`.
+"""Semantic-driven customization (EdgeFM, section 4), in a process of its own: `python -m edgefm.cloud.customize JOB PARENT`.
 
 Reads the store, never writes to it; computes the pretrained backbone's features once per sample and caches them; fits a
 head; with enough samples trains the tail of the backbone too; puts the better of the two before the gate; writes
@@ -11,8 +11,11 @@ was like once is forgotten only when its samples are.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +44,7 @@ RESULT_FILE = "result.json"
 _INT8_CALIBRATION = 200
 """Samples on which the ranges of the activations are measured."""
 _BATCH = 32
+_LOOK_FOR_PARENT_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -304,7 +308,19 @@ def _calibration(judgement: Judgement, propensities: np.ndarray) -> Calibration:
     )
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process once its parent is gone: a cloud that is killed cannot end it, and the next one starts its own."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_FOR_PARENT_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
 def main() -> int:
+    _end_with(parent=int(sys.argv[2]))
     try:
         run(Job.load(Path(sys.argv[1])))
     except EdgeFMError as error:

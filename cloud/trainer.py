@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -70,9 +71,8 @@ def _lay_out(
 
 async def _run_child(job: Path) -> None:
     # A lower priority keeps the answers fast while a student learns.
-    child = await asyncio.create_subprocess_exec(
-        "nice", "-n", "10", sys.executable, "-m", "edgefm.cloud.customize", str(job), stderr=asyncio.subprocess.PIPE
-    )
+    command = ("nice", "-n", "10", sys.executable, "-m", "edgefm.cloud.customize", str(job), str(os.getpid()))
+    child = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     try:
         _, stderr = await child.communicate()
     except asyncio.CancelledError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -113,7 +114,7 @@ def run_child(job: Job, output: str) -> tuple[subprocess.CompletedProcess[str], 
     job.output.mkdir()
     path = job.output.with_suffix(".json")
     job.save(path)
-    command = [sys.executable, "-m", "edgefm.cloud.customize", str(path)]
+    command = [sys.executable, "-m", "edgefm.cloud.customize", str(path), str(os.getpid())]
     return subprocess.run(command, capture_output=True, text=True, timeout=120), job
 
 
@@ -150,6 +151,24 @@ def test_a_run_in_a_child_process_writes_its_outcome_and_caches_features(learnt,
     assert again.returncode == 0, again.stderr
     for name in (HEAD_FILE, RESULT_FILE):
         assert (second.output / name).read_bytes() == (first.output / name).read_bytes()
+
+
+def test_a_run_ends_with_the_cloud_that_was_killed(learnt, tmp_path: Path):
+    job = job_for(learnt, tmp_path)
+    job.output.mkdir()
+    start = (
+        "import os, subprocess, sys\n"
+        "command = [sys.executable, '-m', 'edgefm.cloud.customize', sys.argv[1], str(os.getpid())]\n"
+        "child = subprocess.Popen(command)\n"
+        "print('begun', flush=True)\n"
+        "child.wait()\n"
+    )
+    command = [sys.executable, "-c", start, str(tmp_path / "job.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as cloud:
+        assert cloud.stdout is not None and cloud.stdout.readline() == "begun\n"
+        cloud.kill()
+        assert cloud.stdout.read() == ""  # the run holds its other end, and has let go
+    assert not (job.output / RESULT_FILE).exists()
 
 
 def test_a_job_survives_its_file(tmp_path: Path):
