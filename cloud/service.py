@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from typing import NoReturn, TypeVar
@@ -139,7 +138,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
         found = batched.result
         if request.edge_label:
             agrees = request.edge_label == found.label
-            observation = Observation(request.edge_margin, agrees, query_propensity, time.time())
+            observation = Observation(request.edge_margin, agrees, query_propensity, self._environments.now_s())
             if request.edge_pool_version == pool.version:
                 self._environments.observe(request.environment, request.student_version, pool.version, observation)
         if request.keep:
