@@ -49,11 +49,16 @@ Decoded = tuple[Image.Image, Query]
 FmBatcher = DynamicBatcher[Query, Decoded, Recognised]
 
 
-def decode(query: Query) -> Decoded:
-    """Raises `ImageError` for an image that is damaged or too large."""
-    if len(query.image) > MAX_IMAGE_BYTES:
-        raise ImageError(f"an image of {len(query.image)} bytes; at most {MAX_IMAGE_BYTES} are taken")
-    return decode_image(query.image), query
+def decoder(model: FoundationModel) -> Callable[[Query], Decoded]:
+    """Of what waits for the model no more is kept than it sees: decoded, a batch could take gigabytes."""
+
+    def decode(query: Query) -> Decoded:
+        """Raises `ImageError` for an image that is damaged or too large."""
+        if len(query.image) > MAX_IMAGE_BYTES:
+            raise ImageError(f"an image of {len(query.image)} bytes; at most {MAX_IMAGE_BYTES} are taken")
+        return model.fit_image(decode_image(query.image)), query
+
+    return decode
 
 
 def compare(embeddings: np.ndarray, pool: LabelPool, top_ks: Sequence[int]) -> list[Recognised]:

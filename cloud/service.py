@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
+from ..models.checks import check_device_id
 from ..models.errors import (
     ConfigError,
     DeadlineError,
@@ -27,7 +28,15 @@ from ..models.errors import (
 )
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest
-from ..proto.limits import FETCH_CHUNK_BYTES, MAX_IMAGE_BYTES, MAX_LABELS_PER_CALL, PROTOCOL_VERSION, PUSHBACK_KEY
+from ..proto.limits import (
+    FETCH_CHUNK_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_LABELS_PER_CALL,
+    MAX_NAME_LENGTH,
+    MAX_REFUSALS_PER_CALL,
+    PROTOCOL_VERSION,
+    PUSHBACK_KEY,
+)
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
 from .drift import Observation
@@ -52,6 +61,8 @@ UPLOAD_RETRY_MS = 5000
 """When an upload that store or model failed may come again."""
 REFUSALS = 20
 """Remembered of each environment, for an operator."""
+_REASON_LENGTH = 1000
+"""Characters that are remembered of why a device refused."""
 
 
 class EdgeFMService(rpc.EdgeFMServicer):
@@ -75,6 +86,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
                 f"upgrade edgefm on {older}",
             )
         await _check_count(request.labels, context)
+        await _check_device(request.device_id, context)
         register = self._environments.register(request.environment, request.labels, request.student_profile)
         warnings = await self._translated(register, context)
         pool, ref = self._environments.pool(request.environment)
@@ -125,6 +137,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
     async def _recognize(self, request: pb.RecognizeRequest, owner: str) -> pb.RecognizeResponse:
         try:
             pool, _ = self._environments.pool(request.environment)
+            check_device_id(request.device_id)
             propensity = request.propensity or 1.0
             query_propensity = request.query_propensity or propensity
             check_propensity(propensity)
@@ -198,6 +211,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
     async def _upload(self, request: pb.UploadRequest, owner: str) -> pb.UploadAck:
         """Raises `EdgeFMError` when the sample may be sent again."""
         try:
+            check_device_id(request.device_id)
             propensity = request.propensity or 1.0
             check_propensity(propensity)
             self._environments.student(request.environment)
@@ -277,10 +291,19 @@ class EdgeFMService(rpc.EdgeFMServicer):
 
     async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportResponse:  # noqa: N802
         try:
+            check_device_id(request.device_id)
             self._environments.student(request.environment)
         except InputError as error:
             await _abort(context, error)
+        if len(request.refusals) > MAX_REFUSALS_PER_CALL:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"{len(request.refusals)} refusals in one call; at most {MAX_REFUSALS_PER_CALL}",
+            )
         for refusal in request.refusals:
+            refusal.reason = refusal.reason[:_REASON_LENGTH]
+            if refusal.WhichOneof("what") == "pool_version":
+                refusal.pool_version = refusal.pool_version[:MAX_NAME_LENGTH]
             kind = refusal.kind if refusal.kind in pb.Refusal.Kind.values() else pb.Refusal.KIND_UNSPECIFIED
             log.warning(
                 "event=refused_by_device device=%s environment=%s what=%s kind=%s reason=%s",
@@ -395,6 +418,13 @@ async def _abort(context: Context, error: EdgeFMError) -> NoReturn:
     else:
         code = grpc.StatusCode.INTERNAL
     await context.abort(code, str(error))
+
+
+async def _check_device(device_id: str, context: Context) -> None:
+    try:
+        check_device_id(device_id)
+    except InputError as error:
+        await _abort(context, error)
 
 
 async def _check_count(labels: Sequence[str], context: Context) -> None:

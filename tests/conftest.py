@@ -104,6 +104,16 @@ class CloudProcess:
 @pytest.fixture
 def start_cloud(tmp_path: Path) -> Iterator[Callable[..., CloudProcess]]:
     """Starts real cloud processes; none outlives its test. Keyword `data_dir`, positional: further flags."""
+    yield from _cloud_starter(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_lasting_cloud(tmp_path_factory) -> Iterator[Callable[..., CloudProcess]]:
+    """The same, for a cloud that the tests of a module share."""
+    yield from _cloud_starter(tmp_path_factory.mktemp("clouds"))
+
+
+def _cloud_starter(tmp_path: Path) -> Iterator[Callable[..., CloudProcess]]:
     started: list[CloudProcess] = []
 
     def start(*flags: str, data_dir: Path | None = None) -> CloudProcess:

@@ -29,6 +29,10 @@ class FoundationModel(Protocol):
     unknown_floor: float
     temperature: float
 
+    def fit_image(self, image: Image.Image) -> Image.Image:
+        """What the image tower sees of an image: its embedding is the same, and it takes less memory."""
+        ...
+
     def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """B images -> (B, D) float32, L2-normalised."""
         ...

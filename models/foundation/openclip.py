@@ -80,6 +80,9 @@ class OpenClip:
             raise ModelError(f"there is no checkpoint {pretrained}")
         return cls(architecture, pretrained)
 
+    def fit_image(self, image: Image.Image) -> Image.Image:
+        return self._preprocess.fit(image)
+
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         batch = torch.from_numpy(self._preprocess.batch(images)).to(self._device)  # (B, 3, S, S)

@@ -81,6 +81,9 @@ class SynClip:
             raise ConfigError(f"synclip has input sizes {INPUT_SIZES}, not {rest!r}")
         return cls(sizes[rest])
 
+    def fit_image(self, image: Image.Image) -> Image.Image:
+        return self._preprocess.fit(image)
+
     def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         features = self._tower(self._preprocess.batch(images))  # (B, D)
         return normalise(features - self._mean)
