@@ -252,6 +252,7 @@ class DriftMonitor:
         self.state.alarms = [alarm for alarm in self.state.alarms if alarm.kind != kind]
 
     def _raise(self, kind: Kind, statistic: float, limit: float, baseline: Baseline, since: float) -> Alarm:
+        since = min(since, self._recent[-1].at)  # the clock of an earlier run may have been ahead of this one's
         now = estimate_agreement([observation for observation in self._recent if observation.at >= since])
         state = self.state
         alarm = Alarm(kind, state.student_version, state.pool_version, statistic, limit, now, baseline.agreement, since)

@@ -132,6 +132,10 @@ class Environments:
     def store(self) -> SampleStore:
         return self.keeper.store
 
+    def now_s(self) -> float:
+        """Unix seconds of the clock that stamps samples."""
+        return self.store.clock.now_s()
+
     def samples_labelled(self, environment: str) -> int:
         """Ever labelled by the FM and kept, also those evicted since."""
         return self.keeper.labelled(environment)
@@ -272,9 +276,11 @@ class Environments:
 
     def unwatch(self, environment: str, event: asyncio.Event) -> None:
         self._watchers[environment].discard(event)
+        if not self._watchers[environment]:  # a name that nobody registered is not remembered either
+            del self._watchers[environment]
 
     def _notify(self, environment: str) -> None:
-        for event in self._watchers[environment]:
+        for event in self._watchers.get(environment, ()):
             event.set()
 
     # ---- inside

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +83,7 @@ class Keeper:
     def _check(self) -> None:
         self.store.probe()
         if self._retention_days:
-            self.store.purge(time.time() - self._retention_days * _DAY_S)
+            self.store.purge(self.store.clock.now_s() - self._retention_days * _DAY_S)
 
     async def _write(self) -> None:
         try:

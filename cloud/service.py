@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
@@ -14,9 +13,17 @@ import grpc
 import grpc.aio
 import numpy as np
 
+from ..models.checks import check_device_id
 from ..models.errors import EdgeFMError, InputError, StoreError
 from ..models.pool import LabelPool
-from ..proto.limits import FETCH_CHUNK_BYTES, MAX_IMAGE_BYTES, MAX_LABELS_PER_CALL, PROTOCOL_VERSION
+from ..proto.limits import (
+    FETCH_CHUNK_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_LABELS_PER_CALL,
+    MAX_NAME_LENGTH,
+    MAX_REFUSALS_PER_CALL,
+    PROTOCOL_VERSION,
+)
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
 from .drift import Observation
@@ -39,6 +46,8 @@ KEEP_PATIENCE_S = 0.5
 """How long an answer waits for its sample to be stored; after that it goes without."""
 REFUSALS = 20
 """Remembered of each environment, for an operator."""
+_REASON_LENGTH = 1000
+"""Characters that are remembered of why a device refused."""
 
 
 class EdgeFMService(rpc.EdgeFMServicer):
@@ -63,6 +72,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
                 f"upgrade edgefm on {older}",
             )
         await _check_count(request.labels, context)
+        await _check_device(request.device_id, context)
         register = self._environments.register(request.environment, request.labels, request.student_profile)
         warnings = await self._translated(register, context)
         pool, ref = self._environments.pool(request.environment)
@@ -113,6 +123,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
     async def _recognize(self, request: pb.RecognizeRequest, owner: str) -> pb.RecognizeResponse:
         try:
             pool, _ = self._environments.pool(request.environment)
+            check_device_id(request.device_id)
             propensity = request.propensity or 1.0
             query_propensity = request.query_propensity or propensity
             check_propensity(propensity)
@@ -126,7 +137,7 @@ class EdgeFMService(rpc.EdgeFMServicer):
         found = batched.result
         if request.edge_label:
             agrees = request.edge_label == found.label
-            observation = Observation(request.edge_margin, agrees, query_propensity, time.time())
+            observation = Observation(request.edge_margin, agrees, query_propensity, self._environments.now_s())
             if request.edge_pool_version == pool.version:
                 self._environments.observe(request.environment, request.student_version, pool.version, observation)
         if request.keep:
@@ -224,10 +235,19 @@ class EdgeFMService(rpc.EdgeFMServicer):
 
     async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportResponse:  # noqa: N802
         try:
+            check_device_id(request.device_id)
             self._environments.student(request.environment)
         except InputError as error:
             await abort(context, error)
+        if len(request.refusals) > MAX_REFUSALS_PER_CALL:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"{len(request.refusals)} refusals in one call; at most {MAX_REFUSALS_PER_CALL}",
+            )
         for refusal in request.refusals:
+            refusal.reason = refusal.reason[:_REASON_LENGTH]
+            if refusal.WhichOneof("what") == "pool_version":
+                refusal.pool_version = refusal.pool_version[:MAX_NAME_LENGTH]
             kind = refusal.kind if refusal.kind in pb.Refusal.Kind.values() else pb.Refusal.KIND_UNSPECIFIED
             log.warning(
                 "event=refused_by_device device=%s environment=%s what=%s kind=%s reason=%s",
@@ -268,6 +288,13 @@ class EdgeFMService(rpc.EdgeFMServicer):
 
 def _similarity(pool: LabelPool, embedding: np.ndarray, label: str) -> float | None:
     return float(embedding @ pool.embeddings[pool.labels.index(label)]) if label in pool.labels else None
+
+
+async def _check_device(device_id: str, context: Context) -> None:
+    try:
+        check_device_id(device_id)
+    except InputError as error:
+        await abort(context, error)
 
 
 async def _check_count(labels: Sequence[str], context: Context) -> None:

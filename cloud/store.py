@@ -13,7 +13,6 @@ import os
 import sqlite3
 import tempfile
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..models.clock import SteadyClock
 from ..models.errors import StoreError
 from ..models.versions import sha256_hex
 
@@ -110,6 +110,11 @@ class StoredSamples:
         )
 
 
+def newest_s(db: sqlite3.Connection) -> float:
+    """When the latest sample was received; 0 when there is none."""
+    return db.execute("SELECT COALESCE(MAX(received_at), 0.0) FROM samples").fetchone()[0]
+
+
 def image_path(root: Path, sha256: str) -> Path:
     return root / IMAGES_FOLDER / sha256[:2] / sha256
 
@@ -128,6 +133,9 @@ class SampleStore:
             oldest samples, down to 95 % of the quota. Age is the only criterion: a choice by margin or propensity would
             make the samples' inverse-propensity weights wrong, and one by hash would shrink the held-out slice faster
             than the others. What remains is what a store begun later would hold.
+
+    Attributes:
+        clock: tells when samples were received.
     """
 
     def __init__(self, root: Path, quota_bytes: int = 0) -> None:
@@ -140,6 +148,7 @@ class SampleStore:
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
             rows = self._db.execute("SELECT environment, COUNT(*), SUM(size_bytes) FROM samples GROUP BY environment")
             self._usage = {environment: Usage(samples, size) for environment, samples, size in rows}
+            self.clock = SteadyClock(newest_s(self._db))
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"cannot open the sample store in {root}: {error}") from error
         self.evicted = 0
@@ -204,7 +213,7 @@ class SampleStore:
     def _insert(self, samples: Sequence[NewSample], written: list[Path]) -> list[Kept]:
         durable = any(sample.durable for sample in samples)
         self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-        now, kept, added = time.time(), [], []
+        now, kept, added = self.clock.now_s(), [], []
         with self._db:
             for sample in samples:
                 sha256 = sha256_hex(sample.image)

@@ -3,7 +3,8 @@
 A row whose image is missing or has another size is removed. An image without a row is removed: its sender was never told
 that it is kept, and nothing says to which environment it belongs or with which propensity it was sent. Temporary files
 are removed. A damaged index is set aside with its images, never deleted: the rows that can still be read are taken over,
-and images whose row is lost are moved beside the damaged index instead of being labelled again by guess.
+and images whose row is lost are moved beside the damaged index instead of being labelled again by guess. Samples that a
+wrong clock has stamped count as received now: retention neither takes them at once nor keeps them for ever.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..models.clock import SteadyClock, mistaken
 from ..models.errors import StoreError
-from .store import COLUMNS, FEATURES_FILE, IMAGES_FOLDER, INDEX_FILE, INSERT, SCHEMA_VERSION, SampleStore
+from .store import COLUMNS, FEATURES_FILE, IMAGES_FOLDER, INDEX_FILE, INSERT, SCHEMA_VERSION, SampleStore, newest_s
 
 log = logging.getLogger("edgefm.cloud.store")
 _SUFFIXES = ("", "-wal", "-shm")
@@ -34,6 +36,7 @@ class Repairs:
     temporaries_removed: int = 0
     rows_salvaged: int = 0
     images_set_aside: int = 0
+    times_mended: int = 0
 
 
 def open_store(root: Path, quota_bytes: int = 0) -> tuple[SampleStore, Repairs]:
@@ -52,21 +55,23 @@ def open_store(root: Path, quota_bytes: int = 0) -> tuple[SampleStore, Repairs]:
             orphans = sizes.keys() - {sha256 for (sha256,) in db.execute("SELECT sha256 FROM samples")}
             _clear_images(root, orphans, aside)
             _clear_features(root, db)
+            times = _mend_times(db)
         store = SampleStore(root, quota_bytes)
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"cannot repair the sample store in {root}: {error}") from error
     moved = len(orphans) if aside else 0
-    repairs = Repairs(rows, len(orphans) - moved, temporaries, salvaged, moved)
+    repairs = Repairs(rows, len(orphans) - moved, temporaries, salvaged, moved, times)
     if repairs != Repairs() or aside:
         log.warning(
             "event=store_repaired rows_removed=%d images_removed=%d temporaries_removed=%d set_aside=%s "
-            "rows_salvaged=%d images_set_aside=%d",
+            "rows_salvaged=%d images_set_aside=%d times_mended=%d",
             repairs.rows_removed,
             repairs.images_removed,
             repairs.temporaries_removed,
             aside,
             repairs.rows_salvaged,
             repairs.images_set_aside,
+            repairs.times_mended,
         )
     return store, repairs
 
@@ -151,6 +156,12 @@ def _remove_rows(db: sqlite3.Connection, sizes: dict[str, int]) -> int:
     with db:
         db.executemany("DELETE FROM samples WHERE environment = ? AND sha256 = ?", broken)
     return len(broken)
+
+
+def _mend_times(db: sqlite3.Connection) -> int:
+    now = {"now": SteadyClock(newest_s(db)).now_s()}
+    with db:
+        return db.execute(f"UPDATE samples SET received_at = :now WHERE {mistaken('received_at')}", now).rowcount
 
 
 def _clear_images(root: Path, orphans: set[str], aside: Path | None) -> None:

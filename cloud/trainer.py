@@ -180,8 +180,11 @@ class Trainer:
         """From now on the environment's samples start runs; goes on with what is on the disk."""
         past = self._load(environment)
         past.learned_at = min(past.learned_at, self._keeper.labelled(environment))  # the store was lost or salvaged
-        since = past.drifted_since
-        samples_since = await self._count(environment, since) if since is not None else 0
+        samples_since = 0
+        if past.drifted_since is not None:
+            # The clock of an earlier run may have been ahead of this one's.
+            past.drifted_since = min(past.drifted_since, self._keeper.store.clock.now_s())
+            samples_since = await self._count(environment, past.drifted_since)
         self._schedules[environment] = Schedule(self._config, past, samples_since)
 
     async def close(self) -> None:

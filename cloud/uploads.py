@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import grpc
 
+from ..models.checks import check_device_id
 from ..models.errors import EdgeFMError, InputError, OverloadedError, StoreError
 from ..proto.limits import PUSHBACK_KEY
 from ..proto.v1 import edgefm_pb2 as pb
@@ -65,6 +66,7 @@ class Uploads:
     async def _keep(self, request: pb.UploadRequest, owner: str) -> pb.UploadAck:
         """Raises `EdgeFMError` when the sample may be sent again."""
         try:
+            check_device_id(request.device_id)
             propensity = request.propensity or 1.0
             check_propensity(propensity)
             self._environments.student(request.environment)

@@ -316,9 +316,11 @@ class Agent:
         transit_ms = self._link.answered(query_id, _now_ms(), answer.queue_ms + answer.compute_ms)
         label = UNKNOWN if answer.unknown else answer.labels[0]
         self._samples_labelled = max(self._samples_labelled, answer.samples_labelled)
-        if local.running is self._running and answer.pool_version == local.running.pool.version:
+        pool = local.running.pool
+        same_pool = answer.pool_version == pool.version and set(answer.labels) <= set(pool.labels)
+        if local.running is self._running and same_pool:
             confidence = local.running.student.manifest.confidence
-            agreement = grade(answer, local.label, local.embedding, local.running.pool, confidence)
+            agreement = grade(answer, local.label, local.embedding, pool, confidence)
             self._switcher.learn(local.margin, agreement, decision.propensity)
         self._emit(
             local,

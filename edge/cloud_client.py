@@ -16,7 +16,7 @@ from ..models.versions import BlobRef, StudentManifest
 from ..proto.limits import PROTOCOL_VERSION
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
-from .connection import Connection, pushback_s, translate
+from .connection import Connection, bounded_pushback_s, pushback_s, translate
 from .queries import Completion, Queries, StudentAnswer
 from .refusals import Refusal
 
@@ -149,12 +149,11 @@ class CloudClient:
                 raise InputError(f"registration: {error.details()}") from error
             raise translate(error, "registration") from error
         self._main.heard()
-        return Registration(
-            StudentManifest.from_json(response.student.manifest_json),
-            _blob(response.pool.file),
-            response.foundation_model,
-            tuple(response.warnings),
-        )
+        try:
+            manifest, pool = StudentManifest.from_json(response.student.manifest_json), _blob(response.pool.file)
+        except ModelError as error:
+            raise CloudError(f"registration: the cloud's answer makes no sense: {error}") from error
+        return Registration(manifest, pool, response.foundation_model, tuple(response.warnings))
 
     def upload(
         self, samples: Iterable[tuple[bytes, float]], timeout_s: float, wait_for_ready: bool = False
@@ -190,7 +189,9 @@ class CloudClient:
         self._bulk.heard()
         return UploadResult(
             tuple(a.upload_id for a in response.acks if not (a.HasField("error") and a.error.code in _NOT_FOR_GOOD)),
-            max((a.error.retry_after_ms / 1e3 for a in response.acks if a.HasField("error")), default=0.0),
+            max(
+                (bounded_pushback_s(a.error.retry_after_ms) for a in response.acks if a.HasField("error")), default=0.0
+            ),
         )
 
     def report(self, refusals: Sequence[Refusal], done: Callable[[], None]) -> None:
@@ -237,6 +238,8 @@ class CloudClient:
                 for chunk in call:
                     timer.cancel()
                     self._bulk.heard()
+                    if not chunk.data:  # it could go on like that for ever
+                        raise CloudError("download: the cloud sent an empty piece")
                     yield chunk.data
                     timer = threading.Timer(stall_timeout_s, stall)
                     timer.start()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..models.checks import check_environment_name, require_finite
+from ..models.checks import check_device_id, check_environment_name, require_finite
 from ..models.errors import ConfigError, InputError
 from ..proto.limits import DEFAULT_PORT
 
@@ -109,6 +109,7 @@ class AgentConfig:
         require_finite(self)
         try:
             check_environment_name(self.environment)
+            check_device_id(self.device_id)
         except InputError as error:
             raise ConfigError(str(error)) from None
         if self.deadline_ms <= 0 or self.connect_timeout_s <= 0:

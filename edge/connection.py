@@ -15,6 +15,9 @@ from ..proto.v1 import edgefm_pb2_grpc as rpc
 
 T = TypeVar("T")
 
+LONGEST_PUSHBACK_S = 600.0
+"""A cloud that asks for more is asked again all the same: what it says may be damaged."""
+
 _OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 
@@ -32,7 +35,11 @@ def translate(error: grpc.RpcError | grpc.FutureCancelledError, what: str) -> Cl
 def pushback_s(call: grpc.Call) -> float | None:
     """The server's hint of when to come again; None when it gives none."""
     hints = [str(value) for key, value in call.trailing_metadata() or () if key == PUSHBACK_KEY]
-    return int(hints[0]) / 1e3 if hints and hints[0].isdecimal() else None
+    return bounded_pushback_s(float(hints[0])) if hints and hints[0].isdecimal() else None
+
+
+def bounded_pushback_s(asked_ms: float) -> float:
+    return min(asked_ms / 1e3, LONGEST_PUSHBACK_S)
 
 
 class Connection:

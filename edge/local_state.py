@@ -142,6 +142,8 @@ class LocalState:
             if offset < ref.size_bytes:
                 for data in fetch(ref.sha256, offset):
                     file.write(data)
+                    if file.tell() >= ref.size_bytes:  # whoever sends more is not listened to
+                        break
             file.flush()
             os.fsync(file.fileno())
         if partial.stat().st_size < ref.size_bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import queue
 import threading
 import time
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 import grpc
 
 from ..models.errors import CloudError, DeadlineError
+from ..models.pool import MAX_LABEL_LENGTH
 from ..proto.v1 import edgefm_pb2 as pb
 from .circuit import Backoff, CircuitBreaker
-from .connection import Connection, translate
+from .connection import Connection, bounded_pushback_s, translate
 
+_LARGEST_COSINE = 1.001  # rounded
 _LEAST_HOLD_S = 0.1  # an overloaded cloud that gives no time is not asked again at once
 
 
@@ -127,7 +130,7 @@ class Queries:
             for response in call:
                 self._connection.heard()
                 self._judge(response.error)
-                self._complete(response.query_id, _answer(response))
+                self._complete(response.query_id, self._answer(response))
         except grpc.RpcError as broken:
             error = translate(broken, "recognition")
             self._connection.judge(broken)
@@ -139,6 +142,24 @@ class Queries:
         for query_id in lost:
             self._complete(query_id, error)
 
+    def _answer(self, response: pb.RecognizeResponse) -> CloudAnswer | CloudError:
+        if response.HasField("error"):
+            kind = DeadlineError if response.error.code == pb.QueryError.CODE_DEADLINE else CloudError
+            return kind(response.error.message)
+        answer = CloudAnswer(
+            labels=tuple(match.label for match in response.matches),
+            similarities=tuple(match.similarity for match in response.matches),
+            unknown=response.unknown,
+            margin=response.margin,
+            queue_ms=response.queue_ms,
+            compute_ms=response.compute_ms,
+            pool_version=response.pool_version,
+            samples_labelled=response.samples_labelled,
+            edge_similarity=response.edge_similarity if response.HasField("edge_similarity") else None,
+        )
+        wrong = _impossible(answer, self._deadline_s * 1e3)
+        return CloudError(f"recognition: the cloud's answer makes no sense: {wrong}") if wrong else answer
+
     def _judge(self, error: pb.QueryError) -> None:
         """What an answer says of the cloud's health; an answer without error has an empty one."""
         with self._lock:
@@ -148,7 +169,7 @@ class Queries:
                 return
             self._circuit.succeeded()
             if error.code == pb.QueryError.CODE_OVERLOADED:
-                self._circuit.hold(now_s + max(error.retry_after_ms / 1e3, _LEAST_HOLD_S))
+                self._circuit.hold(now_s + max(bounded_pushback_s(error.retry_after_ms), _LEAST_HOLD_S))
 
     def _complete(self, query_id: int, result: CloudAnswer | CloudError) -> None:
         with self._lock:
@@ -172,18 +193,15 @@ class Queries:
             self._complete(query_id, DeadlineError(f"no answer within {self._deadline_s * 1e3:.0f} ms"))
 
 
-def _answer(response: pb.RecognizeResponse) -> CloudAnswer | CloudError:
-    if response.HasField("error"):
-        kind = DeadlineError if response.error.code == pb.QueryError.CODE_DEADLINE else CloudError
-        return kind(response.error.message)
-    return CloudAnswer(
-        labels=tuple(match.label for match in response.matches),
-        similarities=tuple(match.similarity for match in response.matches),
-        unknown=response.unknown,
-        margin=response.margin,
-        queue_ms=response.queue_ms,
-        compute_ms=response.compute_ms,
-        pool_version=response.pool_version,
-        samples_labelled=response.samples_labelled,
-        edge_similarity=response.edge_similarity if response.HasField("edge_similarity") else None,
-    )
+def _impossible(answer: CloudAnswer, deadline_ms: float) -> str:
+    """What no cloud can mean, for what is believed steers the switcher and the link estimate; empty when there is none."""
+    cosines = [*answer.similarities, *(() if answer.edge_similarity is None else (answer.edge_similarity,))]
+    if not answer.labels or any(not 0 < len(label) <= MAX_LABEL_LENGTH for label in answer.labels):
+        return f"labels {answer.labels[:1]!r:.80}"
+    if not all(abs(cosine) <= _LARGEST_COSINE for cosine in cosines):  # nor is nan
+        return f"similarities {cosines[:5]}"
+    if not (math.isfinite(answer.margin) and abs(answer.margin) <= 2 * _LARGEST_COSINE):
+        return f"a margin of {answer.margin}"
+    if not (answer.queue_ms >= 0 <= answer.compute_ms and answer.queue_ms + answer.compute_ms <= deadline_ms):
+        return f"{answer.queue_ms} ms in the queue and {answer.compute_ms} ms computed, asked less than {deadline_ms} ms ago"
+    return ""

@@ -13,12 +13,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..models.cache import write_atomic
 from ..models.errors import EdgeFMError, StoreError
 from ..models.versions import BlobRef, StudentManifest, sha256_hex
+from ..proto.limits import MAX_REFUSALS_PER_CALL
 
 log = logging.getLogger("edgefm.edge.refusals")
 RefusalKind = Literal["DAMAGED", "SLOW", "WORSE", "FAILED", "ROLLED_BACK"]
 """See `Refusal.Kind` in the contract."""
-
-_REMEMBERED = 100
 
 
 class Refusal(BaseModel):
@@ -103,7 +102,7 @@ class Refusals:
         with self._lock:
             self._keys.add(refusal.key)
             others = [r for r in self._file.refusals if r.key != refusal.key]
-            self._write({"refusals": [*others, refusal][-_REMEMBERED:]})
+            self._write({"refusals": [*others, refusal][-MAX_REFUSALS_PER_CALL:]})
 
     def pin_from(self, refusal: Refusal) -> None:
         """The operator went back from that version: only a newer one replaces what runs now."""

@@ -1,13 +1,14 @@
 """Samples that wait for upload, on disk: they leave only when the cloud has acknowledged them.
 
 One SQLite file in WAL mode. A transaction survives the death of the process; a power cut may cost the latest ones and
-never the file. No clock inside: times are passed in, in seconds of the wall clock (UTC).
+never the file. No clock inside: times are passed in, in seconds since 1970.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sqlite3
 import sys
 import threading
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ..models.clock import mistaken
 from ..models.errors import StoreError
 
 log = logging.getLogger("edgefm.edge.spool")
@@ -162,16 +164,24 @@ class Spool:
         return self._run(read, 0)
 
     def expire(self, now_s: float) -> None:
-        """Deletes what has waited too long. Samples from the future (the clock went back) begin to wait now."""
+        """Deletes what has waited too long. Samples that a wrong clock has stamped begin to wait now."""
 
         def delete(db: sqlite3.Connection) -> int:
-            db.execute("UPDATE samples SET created_at = ? WHERE created_at > ?", (now_s, now_s))
+            db.execute(f"UPDATE samples SET created_at = :now WHERE {mistaken('created_at')}", {"now": now_s})
             return self._delete(db, "created_at < ?", (now_s - self._retention_s,))
 
         self.expired += self._run(delete, 0)
         with suppress(OSError):
-            if self._aside.stat().st_mtime < now_s - self._retention_s:
+            since_s = self._aside.stat().st_mtime
+            if since_s > now_s:
+                os.utime(self._aside, (now_s, now_s))
+            elif since_s < now_s - self._retention_s:
                 self._aside.unlink()
+
+    def newest_s(self) -> float:
+        """When the latest of them came; 0 when none waits."""
+        query = "SELECT coalesce(max(created_at), 0.0) FROM samples"
+        return self._run(lambda db: db.execute(query).fetchone()[0], 0.0)
 
     def count(self, environment: str | None = None) -> int:
         """Samples that wait, of one environment or of all."""

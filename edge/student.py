@@ -9,10 +9,13 @@ import numpy as np
 from PIL import Image
 
 from ..models.errors import ModelError
+from ..models.images import Preprocess
 from ..models.runtime import OnnxModel
 from ..models.versions import GRAPH_FILE, StudentManifest
 
 WARM_UP_RUNS = 3
+_LARGEST_INPUT = 1024
+"""Pixels a side; no student sees more, and a manifest that asks for more would take the device's memory."""
 
 
 class Student:
@@ -20,6 +23,7 @@ class Student:
 
     def __init__(self, manifest: StudentManifest, folder: Path, threads: int = 0) -> None:
         self.manifest = manifest
+        _check_preprocess(manifest.preprocess)
         self._model = OnnxModel(folder / GRAPH_FILE, threads)
         size = manifest.preprocess.size
         grey = self.preprocess(Image.new("RGB", (size, size), (128, 128, 128)))
@@ -39,6 +43,14 @@ class Student:
     def embed(self, batch: np.ndarray) -> np.ndarray:
         """(1, 3, S, S) -> (1, D) float32, L2-normalised. Raises `ModelError` where that fails."""
         embedding = self._model(batch)
-        if not math.isfinite(np.vdot(embedding, embedding)):  # one call: right after a session, caches are cold
+        if embedding.dtype.kind != "f" or not math.isfinite(
+            np.vdot(embedding, embedding)
+        ):  # one call: right after a session, caches are cold
             raise ModelError(f"student version {self.manifest.version} gives numbers that are not finite")
         return embedding
+
+
+def _check_preprocess(preprocess: Preprocess) -> None:
+    values = np.array([*preprocess.mean, *preprocess.std])
+    if not 1 <= preprocess.size <= _LARGEST_INPUT or not np.isfinite(values).all() or min(preprocess.std) <= 0:
+        raise ModelError(f"images cannot be prepared in this way: {preprocess}")

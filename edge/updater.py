@@ -258,7 +258,7 @@ class Updater:
             self._refuse(manifest, error.kind, str(error))
         except ModelError as error:
             self._refuse(manifest, "DAMAGED", str(error))
-        except Exception as error:  # a manifest may ask for anything, an image size of 0 for instance
+        except Exception as error:  # whatever a graph of theirs meets in this runtime
             self._refuse(manifest, "DAMAGED", f"it cannot be loaded: {error!r}")
         self._state.collect()
         return None

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+from ..models.clock import SteadyClock
 from ..models.errors import CloudError
 from .circuit import Backoff
 from .cloud_client import CloudClient
@@ -40,6 +41,7 @@ class Uploader:
         self._environment = environment
         self._bytes_per_day = bytes_per_day
         self._backoff = Backoff(seed, longest_s=30.0)
+        self._clock = SteadyClock(spool.newest_s())  # for ages; a day is the wall clock's
         self._again_at_s = 0.0
         self._asked_to_wait = False
         self._changed = threading.Condition()
@@ -51,7 +53,7 @@ class Uploader:
 
     def add(self, image: bytes, margin: float, propensity: float) -> None:
         """Keeps the sample; it survives the process from here on."""
-        self._spool.add(self._environment, image, margin, propensity, time.time())
+        self._spool.add(self._environment, image, margin, propensity, self._clock.now_s())
         with self._changed:
             self._added = True
             self._changed.notify()
@@ -94,9 +96,8 @@ class Uploader:
         return _TIMEOUT_S + sum(len(sample.image) for sample in batch) / _SLOWEST_BYTES_PER_S
 
     def _batch(self) -> list[Sample]:
-        now_s = time.time()
-        self._spool.expire(now_s)
-        left = self._bytes_per_day - self._spool.sent_on_day(now_s) if self._bytes_per_day else None
+        self._spool.expire(self._clock.now_s())
+        left = self._bytes_per_day - self._spool.sent_on_day(time.time()) if self._bytes_per_day else None
         return self._spool.batch(self._environment, _BATCH, _BATCH_BYTES, left)
 
     def _hand_over(self, batch: Sequence[Sample], timeout_s: float, wait_for_ready: bool = False) -> bool:

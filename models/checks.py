@@ -22,6 +22,12 @@ def check_environment_name(name: str) -> str:
     return name
 
 
+def check_device_id(device_id: str) -> None:
+    """Raises `InputError` for one that is too long to be kept beside every sample."""
+    if len(device_id) > _LONGEST_NAME:
+        raise InputError(f"a device's name has at most {_LONGEST_NAME} characters; got {len(device_id)} of them")
+
+
 def require_finite(config: object) -> None:
     """Raises `ConfigError` if a float of a config dataclass is nan or infinite: every comparison with nan is false, so
     a bounds check would let it pass."""

@@ -83,6 +83,13 @@ class LabelPool:
         if self.embeddings.ndim != 2 or len(self.embeddings) != len(self.labels):
             raise ModelError(f"{len(self.labels)} labels, but embeddings of shape {self.embeddings.shape}")
 
+    def _check_numbers(self) -> None:
+        lengths = np.linalg.norm(self.embeddings, axis=1)  # (K,); zero where a label has no embedding
+        if not (np.abs(self.embeddings) <= 1.001).all() or not (lengths <= 1.001).all():
+            raise ValueError("its embeddings are not of unit length")
+        if not (np.isfinite(self.unknown_floor) and np.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"floor {self.unknown_floor}, temperature {self.temperature}")
+
     @cached_property
     def version(self) -> str:
         """16 hex digits of the content's sha256; equal content has an equal version on every machine."""
@@ -141,7 +148,9 @@ class LabelPool:
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                return cls(
+                if any(member.file_size > len(data) for member in file.zip.infolist()):
+                    raise ValueError("it would grow when it is unpacked")
+                pool = cls(
                     labels=tuple(str(label) for label in file["labels"]),
                     embeddings=file["embeddings"].astype(np.float32),
                     foundation_model=str(file["foundation_model"]),
@@ -149,6 +158,8 @@ class LabelPool:
                     temperature=float(file["temperature"]),
                     warnings=tuple(str(text) for text in file["warnings"]),
                 )
+            pool._check_numbers()
+            return pool
         except Exception as error:  # numpy and zipfile raise OSError, ValueError, KeyError, NotImplementedError, ...
             raise ModelError(f"not a label pool ({len(data)} bytes): {error}") from error
 

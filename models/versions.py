@@ -19,6 +19,9 @@ GRAPH_FILE = "student.onnx"
 """The graph; its weights lie beside it in the files it names (ONNX external data), so that a new head is a small
 download."""
 
+MAX_BLOB_BYTES = 256 * 1024 * 1024
+"""Of one file: many times the largest student. A device promises its disk to nobody who names more."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -27,7 +30,7 @@ def sha256_hex(data: bytes) -> str:
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BlobRef(_Frozen):
@@ -35,7 +38,7 @@ class BlobRef(_Frozen):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     sha256: Sha256
-    size_bytes: Annotated[int, Field(ge=0)]
+    size_bytes: Annotated[int, Field(ge=0, le=MAX_BLOB_BYTES)]
 
     @classmethod
     def of(cls, name: str, data: bytes) -> BlobRef:
@@ -52,7 +55,7 @@ class Calibration(_Frozen):
 
     margins: list[float] = []
     agreements: list[float] = []
-    propensities: list[float] = []
+    propensities: list[Annotated[float, Field(gt=0, le=1)]] = []
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Calibration:
@@ -66,7 +69,7 @@ class StudentManifest(_Frozen):
 
     format: int = MANIFEST_FORMAT
     environment: str
-    version: Annotated[int, Field(ge=0)]
+    version: Annotated[int, Field(ge=0, lt=2**32)]
     parent: int | None
     profile: str
     preprocess: Preprocess
@@ -84,7 +87,7 @@ class StudentManifest(_Frozen):
     precision: Literal["float", "int8"]
     """Of the backbone's arithmetic."""
     calibration: Calibration
-    files: list[BlobRef]
+    files: Annotated[list[BlobRef], Field(max_length=16)]
     created_at: str
 
     def to_json(self) -> str:
@@ -105,7 +108,7 @@ class StudentManifest(_Frozen):
 def _refuse_other_format(manifest: str | bytes) -> None:
     try:
         found = json.loads(manifest)
-    except ValueError:
+    except (ValueError, RecursionError):
         return  # no manifest of any format
     number = found.get("format", MANIFEST_FORMAT) if isinstance(found, dict) else MANIFEST_FORMAT
     if number != MANIFEST_FORMAT:

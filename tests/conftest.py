@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -48,6 +50,39 @@ def make_picture() -> Callable[[int], Image.Image]:
     return make
 
 
+def _mutate(data: bytes, rng: random.Random) -> bytes:
+    """Some bits flipped, the end cut off, something inserted, or a piece written over."""
+    kind, at, mutated = rng.randrange(4), rng.randrange(len(data) + 1), bytearray(data)
+    if kind == 0 and data:
+        for _ in range(rng.choice((1, 4, 32))):
+            mutated[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        del mutated[at:]
+    elif kind == 2:
+        mutated[at:at] = rng.randbytes(rng.choice((1, 8, 200)))
+    else:
+        piece = rng.choice((b"\xff" * 8, bytes(8), rng.randbytes(16)))
+        mutated[at : at + len(piece)] = piece
+    return bytes(mutated)
+
+
+@pytest.fixture(scope="session")
+def mutate() -> Callable[[bytes, random.Random], bytes]:
+    return _mutate
+
+
+@pytest.fixture(scope="session")
+def mutated_images(make_picture) -> list[tuple[str, bytes]]:
+    """1,000 pictures in five formats, seeded and damaged, with a suffix: JPEG, PNG, WebP, BMP and GIF, 200 of each."""
+    rng, images = random.Random(7), []
+    for number in range(1000):
+        kind = ("jpeg", "png", "webp", "bmp", "gif")[number % 5]
+        buffer = io.BytesIO()
+        make_picture(number, 32).save(buffer, kind)
+        images.append((kind, _mutate(buffer.getvalue(), rng)))
+    return images
+
+
 @dataclass
 class CloudProcess:
     """`edgefm cloud` as its own process."""
@@ -69,6 +104,16 @@ class CloudProcess:
 @pytest.fixture
 def start_cloud(tmp_path: Path) -> Iterator[Callable[..., CloudProcess]]:
     """Starts real cloud processes; none outlives its test. Keyword `data_dir`, positional: further flags."""
+    yield from _cloud_starter(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_lasting_cloud(tmp_path_factory) -> Iterator[Callable[..., CloudProcess]]:
+    """The same, for a cloud that the tests of a module share."""
+    yield from _cloud_starter(tmp_path_factory.mktemp("clouds"))
+
+
+def _cloud_starter(tmp_path: Path) -> Iterator[Callable[..., CloudProcess]]:
     started: list[CloudProcess] = []
 
     def start(*flags: str, data_dir: Path | None = None) -> CloudProcess:

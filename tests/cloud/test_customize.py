@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -302,7 +301,7 @@ def test_a_restart_repeats_no_run_and_loses_none(tmp_path: Path, synclip, pictur
         await environments.start()
         await keep_all(environments, "yard", pictures.images[20:25], pictures.embeddings[20:25])
         assert environments.trainer.learning is None  # 25 is not a thousand times 20
-        await environments.trainer.drifted("yard", time.time())
+        await environments.trainer.drifted("yard", environments.now_s())
         await keep_all(environments, "yard", pictures.images[25:30], pictures.embeddings[25:30])
         assert environments.trainer.learning is None
         await environments.close()

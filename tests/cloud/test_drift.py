@@ -4,6 +4,7 @@ what they are unsure of, with thresholds that wander, and audits."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,3 +198,13 @@ def test_the_baseline_bounds_disagreement_from_above_in_each_stratum():
         stratum = observations[lower : lower + 100]
         wrong = sum(not observation.agrees for observation in stratum) / 100
         assert wrong + 0.03 < baseline.bound(stratum[50].margin) < wrong + 0.03 + 0.15
+
+
+@pytest.mark.parametrize("change", [{"worse": 0.6}, {"shift": 0.5}])
+def test_an_alarm_has_evidence_also_when_the_clock_of_an_earlier_run_was_ahead(change: dict[str, float]):
+    config = DriftConfig(recent=30)  # none of these is from before the restart
+    seen = list(stream(3, 2600, 0.02, change_at=1200, **change))
+    restart = alarms(iter(seen), config)[0][0] - 40
+    ahead = [replace(one, at=one.at + 1e9 * (position < restart)) for position, one in enumerate(seen)]
+    alarm = alarms(iter(ahead), config)[0][1]
+    assert alarm.agreement.samples > 0 and alarm.since < 1e9

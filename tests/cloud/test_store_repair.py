@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,18 @@ def test_the_process_that_only_reads_repairs_nothing(filled: Path):
     orphan.write_bytes(b"being written by the cloud just now")
     SampleStore(filled).close()
     assert orphan.exists()
+
+
+def test_samples_that_a_wrong_clock_has_stamped_count_as_received_now(filled: Path):
+    """Of 40, one each from 1970 and from 2096; retention then takes what is old by a right clock, and nothing else."""
+    stamps = {1: 500.0, 2: 4e9, 3: time.time() - 40 * 86_400}
+    with closing(sqlite3.connect(filled / "samples.db")) as db, db:
+        for number, at in stamps.items():
+            name = image_of(filled, number).name
+            db.execute("UPDATE samples SET received_at = ? WHERE sha256 = ?", (at, name))
+    store, repairs = open_store(filled)
+    assert repairs == Repairs(times_mended=2)
+    now = store.clock.now_s()
+    assert store.purge(now - 30 * 86_400) == 1 and store.count("yard") == SAMPLES - 1
+    assert store.purge(now + 1) == SAMPLES  # and one of another environment
+    store.close()

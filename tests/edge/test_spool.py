@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ from edgefm.models.errors import StoreError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-NOW = 20_000 * DAY_S + 100.0
+NOW = 20_500 * DAY_S + 100.0  # in 2026
 
 
 def image(seed: int, size: int = 1000) -> bytes:
@@ -267,3 +268,26 @@ def test_the_file_is_plain_sqlite_in_wal_mode(tmp_path, open_spool):
     with closing(sqlite3.connect(tmp_path / SPOOL_FILE)) as db:
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert db.execute("SELECT count(*), sum(size_bytes) FROM samples").fetchone() == (1, 1000)
+
+
+def test_what_was_stamped_before_the_clock_was_set_begins_to_wait_when_it_is(open_spool):
+    spool = open_spool(retention_s=10 * DAY_S)
+    spool.add("yard", image(0), 0.1, 1.0, 500.0)  # 1970
+    spool.expire(9 * DAY_S)  # still 1970: ages count there as anywhere
+    assert spool.count() == 1 and spool.newest_s() == 500.0
+    spool.expire(NOW)
+    spool.expire(NOW + 9 * DAY_S)
+    assert spool.count() == 1 and spool.newest_s() == NOW
+    spool.expire(NOW + 11 * DAY_S)
+    assert spool.count() == 0 and spool.expired == 1 and spool.newest_s() == 0.0
+
+
+def test_a_damaged_file_from_the_future_is_kept_no_longer_than_others(tmp_path, open_spool):
+    aside = tmp_path / f"{SPOOL_FILE}.damaged"
+    aside.write_bytes(b"of 2106")
+    os.utime(aside, (NOW + 29_000 * DAY_S,) * 2)
+    spool = open_spool()
+    spool.expire(NOW)
+    assert aside.exists()
+    spool.expire(NOW + 31 * DAY_S)
+    assert not aside.exists()

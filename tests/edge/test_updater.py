@@ -149,7 +149,7 @@ def test_what_is_not_fit_is_refused_for_its_reason_and_does_not_wedge_the_next(
             "files": {HEAD_FILE: Head(head.weight * np.nan, head.bias).to_bytes()}
         },
         "damaged: student version {} gives (1, 1280) embeddings, expected (1, 7)": {"files": {}, "embedding_dim": 7},
-        "damaged: it cannot be loaded": {"files": {}, "preprocess": Preprocess(-1)},
+        "damaged: images cannot be prepared": {"files": {}, "preprocess": Preprocess(-1)},
         "failed: it failed on a recent frame": {"files": {GRAPH_FILE: failing_on(graph, 0.3)}},
         "slow: ": {"files": slow, "preprocess": Preprocess(128)},
         "worse: of 61 recent samples": {"files": {HEAD_FILE: Head(-head.weight, -head.bias).to_bytes()}},

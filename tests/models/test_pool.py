@@ -204,3 +204,24 @@ def test_unknown_as_a_label_wins_exactly_below_the_floor():
     best = pool.with_unknown(vectors @ pool.embeddings.T).argmax(axis=1)
     assert ((best == len(pool.labels)) == recognition.unknown).all() and 0 < recognition.unknown.sum() < 50
     assert (best == recognition.indices[:, 0])[~recognition.unknown].all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"embeddings": np.full((2, 3), np.nan, np.float32)}, {"embeddings": np.ones((2, 3), np.float32)}]
+    + [{"temperature": value} for value in (0.0, np.nan)]
+    + [{"unknown_floor": np.inf}],
+)
+def test_a_file_with_impossible_numbers_is_no_pool(change):
+    whole = {"labels": ("a", "b"), "embeddings": np.eye(2, 3, dtype=np.float32), "foundation_model": "fm"}
+    assert LabelPool.from_bytes(LabelPool(**whole).to_bytes()).labels == ("a", "b")
+    with pytest.raises(ModelError, match="not a label pool"):
+        LabelPool.from_bytes(LabelPool(**whole | change).to_bytes())
+
+
+def test_a_file_that_grows_when_it_is_unpacked_is_no_pool():
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, embeddings=np.zeros((10_000, 1000), np.float32))
+    assert len(buffer.getvalue()) < 100_000
+    with pytest.raises(ModelError, match="grow"):
+        LabelPool.from_bytes(buffer.getvalue())

@@ -118,3 +118,24 @@ def test_rounding_to_fp16_is_what_the_file_holds():
     assert rounded.dtype == np.float32 and np.array_equal(quantise_fp16(rounded), rounded)
     assert np.array_equal(np.frombuffer(rounded.astype("<f2").tobytes(), "<f2").astype(np.float32), rounded)
     assert 0 < np.abs(rounded - weights).max() < 2e-3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2**32},  # the wire has no room for it
+        {"temperature": float("inf")},
+        {"files": [{"name": "x", "sha256": "0" * 64, "size_bytes": 10**12}]},
+        {"files": [{"name": "x", "sha256": "0" * 64, "size_bytes": 1}] * 17},
+        {"calibration": {"margins": [0.1], "agreements": [1.0], "propensities": [0.0]}},
+        {"calibration": {"margins": [float("nan")], "agreements": [1.0], "propensities": [1.0]}},
+    ],
+)
+def test_what_no_version_can_be_is_no_manifest(manifest, change):
+    with pytest.raises(ModelError, match="not a student manifest"):
+        StudentManifest.from_json(json.dumps(json.loads(manifest.to_json()) | change))
+
+
+def test_json_without_a_bottom_is_no_manifest():
+    with pytest.raises(ModelError, match="not a student manifest"):
+        StudentManifest.from_json("[" * 100_000)
