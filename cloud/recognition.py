@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from ..models.errors import ImageError
 from ..models.foundation import FoundationModel
@@ -45,15 +44,21 @@ class Recognised:
         return Labelled(self.embedding, self.label, self.margin, self.pool.version)
 
 
-Decoded = tuple[Image.Image, Query]
-FmBatcher = DynamicBatcher[Query, Decoded, Recognised]
+Prepared = tuple[np.ndarray, Query]
+"""The model's input, (3, S, S) float32, and what it was made of."""
+FmBatcher = DynamicBatcher[Query, Prepared, Recognised]
 
 
-def decode(query: Query) -> Decoded:
-    """Raises `ImageError` for an image that is damaged or too large."""
-    if len(query.image) > MAX_IMAGE_BYTES:
-        raise ImageError(f"an image of {len(query.image)} bytes; at most {MAX_IMAGE_BYTES} are taken")
-    return decode_image(query.image), query
+def preparer(model: FoundationModel) -> Callable[[Query], Prepared]:
+    """Decodes and preprocesses: all that can be done beside the model, so that its thread only computes."""
+
+    def prepare(query: Query) -> Prepared:
+        """Raises `ImageError` for an image that is damaged or too large."""
+        if len(query.image) > MAX_IMAGE_BYTES:
+            raise ImageError(f"an image of {len(query.image)} bytes; at most {MAX_IMAGE_BYTES} are taken")
+        return model.preprocess(decode_image(query.image)), query
+
+    return prepare
 
 
 def compare(embeddings: np.ndarray, pool: LabelPool, top_ks: Sequence[int]) -> list[Recognised]:
@@ -72,11 +77,11 @@ def compare(embeddings: np.ndarray, pool: LabelPool, top_ks: Sequence[int]) -> l
     ]
 
 
-def recogniser(model: FoundationModel) -> Callable[[Sequence[Decoded]], list[Recognised]]:
+def recogniser(model: FoundationModel) -> Callable[[Sequence[Prepared]], list[Recognised]]:
     """Samples of one pool are compared with it together."""
 
-    def recognise(batch: Sequence[Decoded]) -> list[Recognised]:
-        embeddings = model.embed_images([image for image, _ in batch])  # (B, D)
+    def recognise(batch: Sequence[Prepared]) -> list[Recognised]:
+        embeddings = model.embed(np.stack([image for image, _ in batch]))  # (B, D)
         found: dict[int, Recognised] = {}
         for pool in {id(query.pool): query.pool for _, query in batch}.values():
             rows = [row for row, (_, query) in enumerate(batch) if query.pool is pool]

@@ -31,7 +31,7 @@ from .environments import Environments
 from .health import HealthWatch
 from .malformed import MalformedRequests
 from .metrics import CloudMetrics
-from .recognition import FmBatcher, Query, decode, recogniser
+from .recognition import FmBatcher, Query, preparer, recogniser
 from .service import EdgeFMService
 
 log = logging.getLogger("edgefm.cloud.server")
@@ -78,7 +78,7 @@ class CloudServer:
         await self.environments.start()
 
         batcher: FmBatcher = DynamicBatcher(
-            decode, recogniser(model), config.max_batch, config.max_delay_ms, config.max_queue
+            preparer(model), recogniser(model), config.max_batch, config.max_delay_ms, config.max_queue
         )
         batcher.start()
         opened.push_async_callback(batcher.close)

@@ -1,7 +1,7 @@
 """The FM without a service: full batches, one after another, as fast as it goes.
 
-As in the cloud, the next batch is decoded by as many threads as there are cores while the model is at this one. Nothing
-waits, nothing is sent: no service can be faster with the same model and decoder.
+As in the cloud, the next batch is decoded and preprocessed by as many threads as there are cores while the model is at this
+one. Nothing waits, nothing is sent: no service can be faster with the same model and decoder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
-from ...cloud.recognition import Decoded, Query, Recognised, decode, recogniser
+from ...cloud.recognition import Prepared, Query, Recognised, preparer, recogniser
 from ...models.foundation import FoundationModel, build_pool, load_foundation_model
 from ...models.pool import LabelPool
 
@@ -39,30 +39,30 @@ def compute(
     fm: str, labels: tuple[str, ...], images: Sequence[bytes], batch: int, warm_up_s: float, seconds: float
 ) -> Computed:
     """Recognises `images` again and again, `batch` at a time."""
-    pool, recognise = _pool(fm, labels), recogniser(_model(fm))
+    pool, prepare, recognise = _pool(fm, labels), preparer(_model(fm)), recogniser(_model(fm))
     place = 0
-    with ThreadPoolExecutor(os.cpu_count()) as decoders:
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
 
-        def begin() -> list[Future[Decoded]]:
+        def begin() -> list[Future[Prepared]]:
             nonlocal place
             queries = [Query(images[(place + i) % len(images)], pool, 5) for i in range(batch)]
             place += batch
-            return [decoders.submit(decode, query) for query in queries]
+            return [threads.submit(prepare, query) for query in queries]
 
-        def until(end_s: float, decoding: list[Future[Decoded]]) -> tuple[int, list[Future[Decoded]]]:
+        def until(end_s: float, preparing: list[Future[Prepared]]) -> tuple[int, list[Future[Prepared]]]:
             samples = 0
             while time.perf_counter() < end_s:
-                decoded = [future.result() for future in decoding]
-                decoding = begin()
-                found: list[Recognised] = recognise(decoded)
+                prepared = [future.result() for future in preparing]
+                preparing = begin()
+                found: list[Recognised] = recognise(prepared)
                 samples += len(found)
-            return samples, decoding
+            return samples, preparing
 
-        _, decoding = until(time.perf_counter() + warm_up_s, begin())
+        _, preparing = until(time.perf_counter() + warm_up_s, begin())
         began, cpu_s = time.perf_counter(), time.process_time()
-        samples, decoding = until(began + seconds, decoding)
+        samples, preparing = until(began + seconds, preparing)
         done = Computed(samples, time.perf_counter() - began, time.process_time() - cpu_s)
-        for future in decoding:
+        for future in preparing:
             future.cancel()
     return done
 

@@ -1,8 +1,9 @@
 """The same FM behind LitServe, as its documentation would have it; started as `python -m` by the service benchmark.
 
 One worker (EdgeFM's cloud has one FM), batches as large and waiting as long as EdgeFM's, ZeroMQ between HTTP server and worker
-(`fast_queue`, LitServe's own advice for many requests). A POST's body is the encoded image. Decoding, embedding and the
-comparison with the pool are EdgeFM's own functions; that they run one after another in the worker is LitServe's design.
+(`fast_queue`, LitServe's own advice for many requests). A POST's body is the encoded image. Decoding, preprocessing,
+embedding and the comparison with the pool are EdgeFM's own functions; that they run one after another in the worker is
+LitServe's design.
 """
 
 # No `annotations` from __future__: FastAPI reads those of `decode_request`.
@@ -15,7 +16,7 @@ import litserve
 from fastapi import Body
 
 from ...cloud.config import CloudConfig
-from ...cloud.recognition import Decoded, Query, Recognised, decode, recogniser
+from ...cloud.recognition import Prepared, Query, Recognised, preparer, recogniser
 from ...models.foundation import build_pool, load_foundation_model
 
 TOP_K = 5
@@ -32,12 +33,12 @@ class FmApi(litserve.LitAPI):
     def setup(self, device: str) -> None:
         model = load_foundation_model(self._fm)
         self._pool = build_pool(model, self._labels)
-        self._recognise = recogniser(model)
+        self._prepare, self._recognise = preparer(model), recogniser(model)
 
-    def decode_request(self, request: Annotated[bytes, Body(media_type="application/octet-stream")]) -> Decoded:  # pyright: ignore
-        return decode(Query(request, self._pool, TOP_K))
+    def decode_request(self, request: Annotated[bytes, Body(media_type="application/octet-stream")]) -> Prepared:  # pyright: ignore
+        return self._prepare(Query(request, self._pool, TOP_K))
 
-    def predict(self, x: list[Decoded]) -> list[Recognised]:  # pyright: ignore
+    def predict(self, x: list[Prepared]) -> list[Recognised]:  # pyright: ignore
         return self._recognise(x)
 
     def encode_response(self, output: Recognised) -> dict[str, object]:  # pyright: ignore

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ConfigError
+from ..images import Preprocess
 from ..pool import LabelPool, check_labels
 
 
@@ -21,6 +22,7 @@ class FoundationModel(Protocol):
         input_size: side of the square the image tower sees, in pixels.
         unknown_floor: below this best similarity a sample has no label in the pool; -1 turns it off.
         temperature: softmax(similarities / temperature) is how sure the model is of each label of a pool.
+        preprocess: what one image goes through before `embed`; may run in other threads than that.
     """
 
     name: str
@@ -28,9 +30,14 @@ class FoundationModel(Protocol):
     input_size: int
     unknown_floor: float
     temperature: float
+    preprocess: Preprocess
+
+    def embed(self, batch: np.ndarray) -> np.ndarray:
+        """Preprocessed images, (B, 3, S, S) float32 -> (B, D) float32, L2-normalised."""
+        ...
 
     def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """B images -> (B, D) float32, L2-normalised."""
+        """Both steps: B images -> (B, D) float32, L2-normalised."""
         ...
 
     def embed_labels(self, labels: Sequence[str]) -> np.ndarray:

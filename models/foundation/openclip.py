@@ -63,7 +63,7 @@ class OpenClip:
         usual = config["resize_mode"] == "shortest" and config["interpolation"] in ("bicubic", "bilinear")
         if not (square and usual):  # SigLIP, for one, squashes its images
             raise ModelError(f"{self.name} wants a preprocessing that is not supported: {config}")
-        self._preprocess = Preprocess(
+        self.preprocess = Preprocess(
             self.input_size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"]
         )
         self.temperature = 1 / self._model.logit_scale.exp().item()  # pyright: ignore
@@ -81,16 +81,13 @@ class OpenClip:
         return cls(architecture, pretrained)
 
     @torch.inference_mode()
+    def embed(self, batch: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(batch).to(self._device)  # (B, 3, S, S)
+        embeddings = self._model.encode_image(images, normalize=True)  # pyright: ignore[reportCallIssue]
+        return embeddings.float().cpu().numpy()
+
     def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        batch = torch.from_numpy(self._preprocess.batch(images)).to(self._device)  # (B, 3, S, S)
-        return (
-            self._model.encode_image(  # pyright: ignore[reportCallIssue]
-                batch, normalize=True
-            )
-            .float()
-            .cpu()
-            .numpy()
-        )
+        return self.embed(self.preprocess.batch(images))
 
     def embed_labels(self, labels: Sequence[str]) -> np.ndarray:
         prompted = [self._embed_text([prompt.format(label) for label in labels]) for prompt in PROMPTS]

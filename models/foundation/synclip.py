@@ -62,7 +62,7 @@ class SynClip:
         self.input_size = input_size
         self.unknown_floor = UNKNOWN_FLOOR
         self.temperature = TEMPERATURE
-        self._preprocess = Preprocess(input_size)
+        self.preprocess = Preprocess(input_size)
         self._tower = OnnxModel(feature_graph(BACKBONE, input_size))
         self._mean = shipped_means()[f"{BACKBONE}-{input_size}"]
         rows = classifier_rows(BACKBONE)  # (1000, D)
@@ -81,9 +81,12 @@ class SynClip:
             raise ConfigError(f"synclip has input sizes {INPUT_SIZES}, not {rest!r}")
         return cls(sizes[rest])
 
-    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        features = self._tower(self._preprocess.batch(images))  # (B, D)
+    def embed(self, batch: np.ndarray) -> np.ndarray:
+        features = self._tower(batch)  # (B, D)
         return normalise(features - self._mean)
+
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        return self.embed(self.preprocess.batch(images))
 
     def embed_labels(self, labels: Sequence[str]) -> np.ndarray:
         similarity = np.full((len(labels), len(self._rows)), -1.0, np.float32)  # (K, 1000), best synonym of each class

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -44,11 +44,11 @@ class Faulty:
     def __getattr__(self, name: str):
         return getattr(self._model, name)
 
-    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def embed(self, batch: np.ndarray) -> np.ndarray:
         assert self.gate.wait(30)
         if self.failing:
             raise RuntimeError("CUDA error: device-side assert")
-        return self._model.embed_images(images)
+        return self._model.embed(batch)
 
 
 @pytest.fixture
