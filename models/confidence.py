@@ -28,6 +28,8 @@ PRIOR_SHARE = 0.35
 _PRIOR_SAMPLES = 50
 _SHARE, _BY_FM_DOUBT, _BY_DOUBT = 0.27, 1.8, -0.9
 _SHARES = (0.2, 0.65)
+MIN_TEMPERATURE = 1e-3
+"""Below it, softmax(cosines / temperature) is a step; far below it, the quotient overflows and agreement is no number."""
 _TEMPERATURES = np.geomspace(0.002, 1.0, 120)
 
 
@@ -53,7 +55,7 @@ class Confidence:
         share: in [0, 1], its share in the joint opinion with the FM.
     """
 
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    temperature: Annotated[float, Field(ge=MIN_TEMPERATURE, allow_inf_nan=False)]
     share: Annotated[float, Field(ge=0, le=1)] = PRIOR_SHARE
 
     @classmethod

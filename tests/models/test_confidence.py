@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgefm.models.confidence import PRIOR_SHARE, Confidence, fit_temperature, graded_agreement, log_posterior
+from edgefm.models.confidence import (
+    MIN_TEMPERATURE,
+    PRIOR_SHARE,
+    Confidence,
+    fit_temperature,
+    graded_agreement,
+    log_posterior,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +19,11 @@ def test_a_posterior_is_the_softmax_and_survives_extremes():
     expected = np.exp(similarities / 0.1) / np.exp(similarities / 0.1).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(np.exp(log_posterior(similarities, 0.1)), expected, rtol=1e-9)
     assert np.isfinite(log_posterior(similarities, 1e-6)).all()
+
+
+def test_agreement_is_a_number_at_the_least_temperature():
+    fm, student = np.array([[1.0, -1.0]], np.float32), np.array([[-1.0, 1.0]], np.float32)
+    assert 0 <= graded_agreement(fm, student, MIN_TEMPERATURE, Confidence(MIN_TEMPERATURE))[0] <= 2
 
 
 @pytest.mark.parametrize("true", [0.02, 0.05, 0.3])

@@ -67,6 +67,7 @@ def test_a_newer_format_asks_for_an_upgrade(manifest):
         ({"version": "three"}, "version"),
         ({"samples": None}, "samples"),
         ({"surprise": 1}, "surprise"),
+        ({"confidence": {"temperature": 1e-300, "share": 0.3}}, "confidence.temperature"),
         ({"preprocess": {"size": 128, "interpolation": "nearest"}}, "preprocess.interpolation"),
         ({"calibration": {"margins": [0.1], "agreements": [], "propensities": []}}, "calibration: .*differ in length"),
         ({"files": [{"name": "a", "sha256": "0" * 63, "size_bytes": 1}]}, "files.0.sha256"),
