@@ -43,9 +43,8 @@ class Student:
     def embed(self, batch: np.ndarray) -> np.ndarray:
         """(1, 3, S, S) -> (1, D) float32, L2-normalised. Raises `ModelError` where that fails."""
         embedding = self._model(batch)
-        if embedding.dtype.kind != "f" or not math.isfinite(
-            np.vdot(embedding, embedding)
-        ):  # one call: right after a session, caches are cold
+        squares = np.vdot(embedding, embedding)  # one call finds what is not finite: after a session, caches are cold
+        if embedding.dtype.kind != "f" or not math.isfinite(squares):
             raise ModelError(f"student version {self.manifest.version} gives numbers that are not finite")
         return embedding
 
