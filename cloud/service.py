@@ -53,6 +53,9 @@ UPLOAD_RETRY_MS = 5000
 """When an upload that store or model failed may come again."""
 REFUSALS = 20
 """Remembered of each environment, for an operator."""
+LONGEST_DETAIL = 500
+"""Characters of an error's text, which may quote what came: it travels percent-encoded in the trailers, and of more than
+8 KiB of those a client says RESOURCE_EXHAUSTED instead."""
 
 
 class EdgeFMService(rpc.EdgeFMServicer):
@@ -383,7 +386,12 @@ def _retry_ms(error: EdgeFMError) -> int:
 async def _come_again(context: Context, error: EdgeFMError) -> NoReturn:
     """Nothing was taken; the trailing metadata says when to come again."""
     context.set_trailing_metadata(((PUSHBACK_KEY, str(_retry_ms(error))),))
-    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _detail(error))
+
+
+def _detail(error: EdgeFMError) -> str:
+    text = str(error)
+    return text if len(text) <= LONGEST_DETAIL else f"{text[:LONGEST_DETAIL]}..."
 
 
 async def _abort(context: Context, error: EdgeFMError) -> NoReturn:
@@ -395,7 +403,7 @@ async def _abort(context: Context, error: EdgeFMError) -> NoReturn:
         code = grpc.StatusCode.INVALID_ARGUMENT
     else:
         code = grpc.StatusCode.INTERNAL
-    await context.abort(code, str(error))
+    await context.abort(code, _detail(error))
 
 
 async def _check_count(labels: Sequence[str], context: Context) -> None:
