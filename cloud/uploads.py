@@ -17,7 +17,7 @@ from .environments import Environments, check_propensity
 from .health import HealthWatch
 from .recognition import FmBatcher, Query
 from .tasks import TaskSet
-from .wire import Context, new_sample, query_error
+from .wire import Context, detail, new_sample, query_error
 
 log = logging.getLogger("edgefm.cloud.uploads")
 
@@ -94,4 +94,4 @@ def _retry_ms(error: EdgeFMError) -> int:
 async def _come_again(context: Context, error: EdgeFMError) -> NoReturn:
     """Nothing was taken; the trailing metadata says when to come again."""
     context.set_trailing_metadata(((PUSHBACK_KEY, str(_retry_ms(error))),))
-    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, detail(error))

@@ -28,6 +28,10 @@ from .store import NewSample
 log = logging.getLogger("edgefm.cloud.wire")
 Context = grpc.aio.ServicerContext
 
+LONGEST_DETAIL = 500
+"""Characters of an error's text, which may quote what came: it travels percent-encoded in the trailers, and of more than
+8 KiB of those a client says RESOURCE_EXHAUSTED instead."""
+
 
 def new_sample(
     request: pb.RecognizeRequest | pb.UploadRequest, found: Recognised, propensity: float, durable: bool
@@ -64,7 +68,13 @@ async def abort(context: Context, error: EdgeFMError) -> NoReturn:
         code = grpc.StatusCode.INVALID_ARGUMENT
     else:
         code = grpc.StatusCode.INTERNAL
-    await context.abort(code, str(error))
+    await context.abort(code, detail(error))
+
+
+def detail(error: EdgeFMError) -> str:
+    """What a call that ends with the error says of it."""
+    text = str(error)
+    return text if len(text) <= LONGEST_DETAIL else f"{text[:LONGEST_DETAIL]}..."
 
 
 def student_message(manifest: StudentManifest) -> pb.StudentVersion:

@@ -1,4 +1,4 @@
-"""Bytes that are no message, over a real socket."""
+"""Bytes that are no message, and messages out of all proportion, over a real socket."""
 
 from __future__ import annotations
 
@@ -52,3 +52,11 @@ def test_what_came_before_in_an_upload_is_kept_and_the_next_stream_is_served(clo
     assert answer.query_id == 7 and not answer.HasField("error")
     (ack,) = stub.Upload(iter([upload]), timeout=20).acks
     assert ack.upload_id == 1 and ack.sha256
+
+
+@pytest.mark.parametrize("letter", ["a", "\U0001f98a"])
+def test_an_error_that_quotes_a_long_value_still_reaches_its_sender(cloud, letter):
+    with pytest.raises(grpc.RpcError) as refused:
+        cloud.stub.Status(pb.StatusRequest(environment=letter * 10_000), timeout=20)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.details().startswith(f"unknown environment '{letter}") and len(refused.value.details()) < 600

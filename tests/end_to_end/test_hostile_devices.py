@@ -125,8 +125,7 @@ def send(cloud: Attacked, name: str, data: bytes) -> str:
             call(request, timeout=TIMEOUT_S)
     except grpc.RpcError as error:
         assert isinstance(error, grpc.Call)
-        no_message = error.code() is grpc.StatusCode.UNKNOWN and "DecodeError" in (error.details() or "")
-        return "NO_MESSAGE" if no_message else error.code().name
+        return error.code().name
     return "OK"
 
 
@@ -139,7 +138,7 @@ def test_a_thousand_mutated_messages(cloud: Attacked, make_picture, mutate: Call
         name = list(messages)[number % len(messages)]
         ended.setdefault(name, set()).add(send(cloud, name, mutate(messages[name], rng)))
     clear = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "OUT_OF_RANGE"}
-    assert set().union(*ended.values()) <= clear | {"CANCELLED", "NO_MESSAGE"}, ended
+    assert set().union(*ended.values()) <= clear | {"CANCELLED"}, ended
     assert all(len(codes) > 1 for codes in ended.values()), ended
     assert cloud.peak_bytes() - before < 300 * 2**20
     cloud.is_well(good)
