@@ -55,11 +55,11 @@ def manifests(good: StudentManifest) -> list[str]:
     file = fields["files"][0]
     calibration = {"margins": [0.1], "agreements": [1.0], "propensities": [0.0]}
     changes: list[dict[str, object]] = [
+        {"files": [{**file, "sha256": ENDLESS, "size_bytes": 300_000}, *fields["files"][1:]]},
         {"files": [{**file, "name": "../../../outside"}]},
         {"files": [{**file, "name": "/tmp/outside"}]},
         {"files": [{**file, "sha256": "../" * 21 + "x"}]},
         {"files": [{**file, "size_bytes": 10**15}]},
-        {"files": [{**file, "sha256": ENDLESS, "size_bytes": 300_000}, *fields["files"][1:]]},
         {"files": [file] * 10_000},
         {"files": []},
         {"version": 2**40},
@@ -67,12 +67,12 @@ def manifests(good: StudentManifest) -> list[str]:
         {"preprocess": {**fields["preprocess"], "size": 0}},
         {"preprocess": {**fields["preprocess"], "std": [0.0, 0.0, 0.0]}},
         {"embedding_dim": 7},
-        {"temperature": NAN},
+        {"confidence": {**fields["confidence"], "temperature": NAN}},
         {"calibration": calibration},
         {"environment": "../../elsewhere"},
         {"created_at": "x" * 1_000_000, "embedding_dim": 8},
     ]
-    return ["", "null", "[" * 100_000, "1" * 10_000, *(json.dumps(fields | change) for change in changes)]
+    return [*(json.dumps(fields | change) for change in changes), "", "null", "[" * 100_000, "1" * 10_000]
 
 
 def pools(good: LabelPool) -> list[bytes]:
@@ -209,7 +209,7 @@ def test_an_agent_outlives_a_cloud_that_lies(lying_cloud, mutated_images, tmp_pa
         # A suffix says nothing of what is in a file, and a folder takes no .gif.
         (source / f"{number:04d}.{suffix.replace('gif', 'jpg')}").write_bytes(data)
     before = {path for path in tmp_path.rglob("*") if "agent" not in path.relative_to(tmp_path).parts}
-    done = agent(source, f"127.0.0.1:{liar.port}", tmp_path, "--deadline-ms", "500", "--upload", "all", "--fps", "100")
+    done = agent(source, f"127.0.0.1:{liar.port}", tmp_path, "--deadline-ms", "500", "--upload", "all", "--fps", "60")
     assert done.returncode == 0, done.stderr
     # gRPC logs what it cannot parse, in one line; no thread may end with an error of ours.
     assert not re.search(r"^Traceback|^Exception|event=watch_failed", done.stderr, re.MULTILINE), done.stderr
