@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...edge.machine import machine_state
 from ...models.errors import ConfigError
 from ...models.students import DEFAULT_STUDENT, PROFILES
 from .options import extra
@@ -16,12 +17,16 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results
 
 
 def _measured(measure: Callable[[], dict[str, Any]], json_file: Path | None) -> None:
-    """Runs it; a folder that its results cannot go to is an error before the measurement, not minutes later."""
+    """Runs it; a folder that its results cannot go to is an error before the measurement, not minutes later.
+
+    The results say how busy the machine was before: what shared it with others reads as such.
+    """
     from ..bench.results import make_folder, save
 
     if json_file is not None:
         make_folder(json_file)
-    result = measure()
+    before = machine_state()
+    result = {**measure(), "machine_before": before}
     if json_file is not None:
         save(result, json_file)
 
