@@ -101,9 +101,9 @@ class _ModelThread(Generic[Prepared, Result]):
 class DynamicBatcher(Generic[Item, Prepared, Result]):
     """Runs `process` on up to `max_batch` items, waiting at most `max_delay_ms` for a batch to fill.
 
-    `prepare` makes one item ready (decodes an image) and raises the `EdgeFMError` that this item alone gets. `process`
-    runs in a thread of its own, one batch at a time. While it runs, the next batch is prepared beside it, but only when
-    that batch is full: a smaller one stays open for company until the model is free.
+    `prepare` makes one item ready (decodes and preprocesses an image) and raises the `EdgeFMError` that this item alone
+    gets. `process` runs in a thread of its own, one batch at a time. While it runs, the next batch is prepared beside it,
+    but only when that batch is full: a smaller one stays open for company until the model is free.
 
     At most `max_queue` items wait. Owners (devices) are served in turn. Bulk items (uploads) get the places of a batch
     that live ones leave free. When the queue is full, whoever occupies most of it gives way: bulk before live, then the

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -208,14 +209,12 @@ def _median(values: np.ndarray) -> float:
 
 def _table(result: dict[str, Any]) -> Table:
     frame = result["frame"]
-    table = Table(title=f"JPEG {frame['width']}x{frame['height']}, milliseconds, p50 (p95)")
-    for heading in ("student", "decode", "preprocess", "session", "overhead", "% of session", "edge answers"):
+    table = Table(title=f"JPEG {frame['width']}x{frame['height']}, median milliseconds", box=SIMPLE_HEAD)
+    for heading in ("student", "decode", "prepare", "session", "overhead", "p95", "share", "by the edge"):
         table.add_column(heading, justify="left" if heading == "student" else "right")
     for row in result["students"]:
-        cells = [
-            f"{row[name]['p50']:.3f} ({row[name]['p95']:.3f})"
-            for name in ("decode_ms", "preprocess_ms", "session_ms", "overhead_ms")
-        ]
-        share = f"{100 * row['overhead_share']:.1f}"
-        table.add_row(row["student"], *cells, share, f"{row['routes'].get('edge', 0)} of {row['frames']}")
+        parts = ("decode_ms", "preprocess_ms", "session_ms", "overhead_ms")
+        cells = [*(f"{row[part]['p50']:.3f}" for part in parts), f"{row['overhead_ms']['p95']:.3f}"]
+        answered = f"{row['routes'].get('edge', 0)}/{row['frames']}"
+        table.add_row(row["student"], *cells, f"{100 * row['overhead_share']:.1f} %", answered)
     return table

@@ -1,7 +1,7 @@
 """The FM without a service: full batches, one after another, as fast as it goes.
 
 As in the cloud, the next batch is decoded and preprocessed by as many threads as there are cores while the model is at this
-one. Nothing waits, nothing is sent: no service can be faster with the same model and decoder.
+one. Nothing waits for company and nothing is sent: what a service loses against it is the price of serving.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ Three rivals with the same FM, decoder, pool and largest batch take turns within
   machine while its clients run here too.
 
 Clients are closed loops in a process of their own (`edgefm.deploy.bench.load`) on the servers' machine. `server_cpu_ms` and
-`client_cpu_ms` are CPU time per request: unlike throughput, they hardly depend on what else the machine does.
+`client_cpu_ms` are CPU time per request. They depend less than throughput on what else the machine does: a busy kernel
+shares its cores among processes, and a server with its clients is more of them than the bare FM.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -225,11 +227,12 @@ def _ratios(rows: list[dict[str, Any]], clients: int) -> dict[str, dict[str, flo
 
 
 def _table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"medians of {result['repeats']} repeats")
-    for heading in ("picture", "system", "clients", "requests/s", "p50 ms", "p99 ms", "server CPU ms", "client CPU ms"):
+    table = Table(title=f"Medians of {result['repeats']} repeats; CPU: server + client, a request", box=SIMPLE_HEAD)
+    for heading in ("picture", "system", "clients", "requests/s", "p50 ms", "p99 ms", "CPU ms"):
         table.add_column(heading, justify="left" if heading in ("picture", "system") else "right")
     for row in result["rows"]:
-        names = ("requests_per_s", "p50_ms", "p99_ms", "server_cpu_ms", "client_cpu_ms")
-        cells = [f"{row[name]:.2f}" if name in row else "" for name in names]
-        table.add_row(row["picture"], row["system"], str(row["clients"] or ""), *cells)
+        latencies = [f"{row[name]:.1f}" if name in row else "" for name in ("p50_ms", "p99_ms")]
+        cpu = " + ".join(f"{row[name]:.2f}" for name in ("server_cpu_ms", "client_cpu_ms") if name in row)
+        rate = f"{row['requests_per_s']:.0f}"
+        table.add_row(row["picture"], row["system"], str(row["clients"] or ""), rate, *latencies, cpu)
     return table

@@ -8,20 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
+from ...edge.machine import machine_state
 from ...models.errors import ConfigError, EdgeFMError
-from ...models.students import DEFAULT_STUDENT, PROFILES
+from ...models.students import DEFAULT_STUDENT, INT8_SUFFIX, PROFILES
 from .options import extra
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
 
 
 def _measured(measure: Callable[[], dict[str, Any]], json_file: Path | None) -> None:
-    """Runs it; a folder that its results cannot go to is an error before the measurement, not minutes later."""
+    """Runs it; a folder that its results cannot go to is an error before the measurement, not minutes later.
+
+    The results say how busy the machine was before: what shared it with others reads as such.
+    """
     from ..bench.results import make_folder, save
 
     if json_file is not None:
         make_folder(json_file)
-    result = measure()
+    before = machine_state()
+    result = {**measure(), "machine_before": before}
     if json_file is not None:
         save(result, json_file)
 
@@ -62,7 +67,9 @@ def learning(
 
 
 def agent(
-    students: Annotated[str, typer.Option(help="Which, separated by commas.")] = ",".join(PROFILES),
+    students: Annotated[str, typer.Option(help="Which, separated by commas.")] = ",".join(
+        name for name in PROFILES if not name.endswith(INT8_SUFFIX)
+    ),
     rounds: Annotated[int, typer.Option(help="How often each of the 30 frames is answered.")] = 40,
     seed: Annotated[int, typer.Option(help="Which frames those are.")] = 0,
     json_file: JsonFile = None,
