@@ -15,6 +15,8 @@ shares its cores among processes, and a server with its clients is more of them 
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import sys
 import tempfile
@@ -74,12 +76,13 @@ class ServiceOptions:
 
 
 class _Rivals:
-    """The servers and the processes that put load on them, all running; only one works at a time."""
+    """The servers and the processes that put load on them; only one works at a time."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self._cloud = stack.enter_context(cloud_without_learning(folder))
         register(self._cloud, ENVIRONMENT, LABELS)
         self._litserve = stack.enter_context(_litserve(folder))
+        os.killpg(self._litserve[0], signal.SIGSTOP)  # its worker polls, which would cost the others a part of a core
         spawn = get_context("spawn")
         self._load, self._direct, self._beside = (
             stack.enter_context(ProcessPoolExecutor(1, spawn)) for _ in ("load", "direct", "beside")
@@ -93,7 +96,11 @@ class _Rivals:
 
     def litserve(self, load: Load) -> dict[str, Any]:
         pid, port = self._litserve
-        return _served(pid, load, lambda: self._load.submit(load_http, port, "/predict", load).result())
+        os.killpg(pid, signal.SIGCONT)
+        try:
+            return _served(pid, load, lambda: self._load.submit(load_http, port, "/predict", load).result())
+        finally:
+            os.killpg(pid, signal.SIGSTOP)
 
     def direct(self, load: Load, beside: float = 0.0) -> dict[str, Any]:
         """`beside`: cores' worth of time that another process takes meanwhile."""
@@ -123,7 +130,10 @@ def _litserve(folder: Path) -> Iterator[tuple[int, int]]:
             if child.poll() is not None or time.monotonic() > deadline:
                 raise EdgeFMError(f"LitServe did not start; {log} ends with: {last_words(log)}")
             time.sleep(0.2)
-        yield child.pid, port
+        try:
+            yield child.pid, port
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)  # its workers outlive an interrupt
 
 
 def _healthy(port: int) -> bool:
