@@ -131,7 +131,9 @@ def test_a_lane_does_every_fault_before_it_repeats_one_and_tells_of_what_does_no
 def test_memory_follows_a_process_through_its_lives():
     memory = Memory()
     try:
-        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None and child.stdout.readline()  # it has its memory
             memory.watch("agent", child.pid)
             memory.forget("agent")
             memory.watch("agent", child.pid)
