@@ -99,7 +99,8 @@ class _ModelThread(Generic[Prepared, Result]):
 
 
 class DynamicBatcher(Generic[Item, Prepared, Result]):
-    """Runs `process` on up to `max_batch` items, waiting at most `max_delay_ms` for a batch to fill.
+    """Runs `process` on up to `max_batch` items, waiting at most `max_delay_ms` for a batch to fill; after a batch of one,
+    whoever comes while the model is idle does not wait: there has been nobody to wait for.
 
     `prepare` makes one item ready (decodes and preprocesses an image) and raises the `EdgeFMError` that this item alone
     gets. `process` runs in a thread of its own, one batch at a time. While it runs, the next batch is prepared beside it,
@@ -134,6 +135,7 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
         self._live: FairQueue[_Waiting[Item, Result]] = FairQueue()
         self._bulk: FairQueue[_Waiting[Item, Result]] = FairQueue()
         self._due = 0.0  # when the batch being collected closes
+        self._company = True  # whether waiting for some is worth it: the batch before had more than one item
         self._changed = asyncio.Event()
         self._taken: set[_Waiting[Item, Result]] = set()  # being prepared or computed
         self._workers = min(os.cpu_count() or 1, 8)
@@ -198,7 +200,7 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
         if deadline_ms:
             waiting.timer = loop.call_later(deadline_ms / 1e3, self._expire, waiting)
         if not self._waiting:
-            self._due = now + self._max_delay_s
+            self._due = now + (self._max_delay_s if self._company else 0.0)
             self._changed.set()
         queue.push(owner, waiting)
         if self._waiting == self._max_batch:
@@ -265,6 +267,7 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
 
     async def _prepare_batch(self, taken: list[_Waiting[Item, Result]]) -> _Batch[Item, Prepared, Result]:
         self._due = 0.0  # what is left has waited already
+        self._company = len(taken) > 1
         self._taken.update(taken)
         started = time.perf_counter()
         loop = asyncio.get_running_loop()

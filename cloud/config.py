@@ -115,7 +115,7 @@ class CloudConfig:
         labels: the base pool that new environments start from.
         student: profile of devices that ask for none.
         max_batch: samples the FM sees at once, at most.
-        max_delay_ms: how long a sample waits for its batch to fill, at most.
+        max_delay_ms: how long a sample waits for its batch to fill, at most; not at all after a batch of one.
         max_queue: samples that wait for the FM, at most; past it devices are told to come again later.
         store_bytes: quota of the stored images and embeddings; 0: none. What goes first: `edgefm.cloud.store`.
         retention_days: older samples are removed; 0: never.

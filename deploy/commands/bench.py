@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,10 @@ def _measured(measure: Callable[[], dict[str, Any]], json_file: Path | None) -> 
     if json_file is not None:
         make_folder(json_file)
     before = machine_state()
-    result = {**measure(), "machine_before": before}
+    try:
+        result = {**measure(), "machine_before": before}
+    except BrokenProcessPool as error:
+        raise EdgeFMError("a process of the measurement was ended from outside; is the memory enough?") from error
     if json_file is not None:
         save(result, json_file)
 

@@ -82,6 +82,21 @@ def test_concurrent_requests_share_a_batch_and_get_their_own_results():
     run(batcher, work)
 
 
+def test_whoever_was_alone_does_not_wait_for_company_until_there_was_some():
+    process, delay_ms = Doubler(), 400
+    batcher = doubling(process, max_batch=8, max_delay_ms=delay_ms)
+
+    async def work() -> None:
+        assert (await batcher.submit(1)).queue_ms >= 0.9 * delay_ms  # the first cannot know
+        assert (await batcher.submit(2)).queue_ms < 0.5 * delay_ms
+        both = await asyncio.gather(batcher.submit(3), batcher.submit(4))
+        assert max(batched.queue_ms for batched in both) < 0.5 * delay_ms
+        assert (await batcher.submit(5)).queue_ms >= 0.9 * delay_ms
+        assert process.batches == [[1], [2], [3, 4], [5]]
+
+    run(batcher, work)
+
+
 def test_results_find_their_callers_whatever_the_sizes_of_the_batches():
     """300 callers in seeded bursts; some of them bring bad items, in any place of a batch."""
     rng = np.random.default_rng(7)
