@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from edgefm.cloud import customize as customize_module
 from edgefm.cloud.config import CloudConfig, CustomizationConfig
 from edgefm.cloud.customize import Job, run
@@ -66,6 +68,16 @@ def test_the_first_customized_version_is_quantised_and_a_device_runs_it(learnt, 
     assert np.mean([answer == frame.label for answer, frame in zip(answers, frames, strict=True)]) > 0.5
 
 
+@pytest.fixture
+def own_process() -> Iterator[None]:
+    """Undoes what a run sets for the process it has to itself."""
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("own_process")
 def test_where_quantising_costs_more_than_it_may_the_version_stays_in_float(learnt, tmp_path, monkeypatch, capfd):
     """The quantised graph is given another head, so that it is bad for sure."""
     data_dir, (version0, _), registry = learnt

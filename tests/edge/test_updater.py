@@ -332,5 +332,6 @@ def test_200_swaps_leave_memory_threads_and_disk_as_they_were(updating, cloud, o
     assert len(rss) == 200
     # After a warm-up of 50; a leak of one head a swap would be 500 MB, of one manifest with calibration 10 MB.
     assert max(rss[150:]) - max(rss[50:100]) < 12 * 2**20, [value >> 20 for value in rss[::10]]
-    assert max(threads[1:]) == min(threads[1:]) and max(descriptors[1:]) == min(descriptors[1:])
+    # The least of many looks: a session that has just gone may still be ending its threads, a leak stays.
+    assert min(threads[150:]) == min(threads[1:50]) and min(descriptors[150:]) == min(descriptors[1:50])
     assert max(files[1:]) == min(files[1:])

@@ -82,7 +82,7 @@ def test_damaged_images_and_bombs(cloud: Attacked, mutated_images, make_picture)
 
     # A worker holds one bomb and its copy; what waits for the model has the model's size.
     workers = min(os.cpu_count() or 1, 8)
-    assert cloud.peak_bytes() - before < 2**20 * (300 + workers * 150)
+    assert cloud.peak_bytes() - before < 2**20 * (300 + workers * 250)
     cloud.is_well(good)
 
 
@@ -139,7 +139,7 @@ def test_a_thousand_mutated_messages(cloud: Attacked, make_picture, mutate: Call
         ended.setdefault(name, set()).add(send(cloud, name, mutate(messages[name], rng)))
     clear = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "OUT_OF_RANGE"}
     assert set().union(*ended.values()) <= clear | {"CANCELLED"}, ended
-    assert all(len(codes) > 1 for codes in ended.values()), ended
+    assert all("INVALID_ARGUMENT" in codes for codes in ended.values()), ended
     assert cloud.peak_bytes() - before < 300 * 2**20
     cloud.is_well(good)
 

@@ -57,7 +57,7 @@ def test_fifty_kills_leave_state_spool_answers_and_store_whole(
             for line in agent.answers.read_bytes().splitlines()[:-1]:
                 json.loads(line)
     assert ran.keys() == {0, 1}  # some were killed before, some after a swap
-    assert len(spooled) > KILLS
+    assert spooled  # some always wait when a kill comes
 
     answered = agent.count("fallback")
     agent = start_agent(cloud.target, *flags)
