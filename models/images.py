@@ -83,8 +83,8 @@ class Preprocess:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
-    def fit(self, image: Image.Image) -> Image.Image:
-        """The part of the image that is seen, as RGB of (size, size) pixels; what fits already stays as it is."""
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Returns (3, size, size) float32."""
         if image.mode != "RGB":
             image = image.convert("RGB")
         width, height = image.size
@@ -98,15 +98,11 @@ class Preprocess:
             image = image.resize(target, _RESAMPLING[self.interpolation])
             if target != (self.size, self.size):
                 image = _crop_centre(image, self.size, self.size)
-        return image
-
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """Returns (3, size, size) float32."""
         # One multiply-add instead of three passes: (x / 255 - mean) / std = x * gain + offset.
         std = np.asarray(self.std, np.float32)
         gain = np.float32(1 / 255) / std
         offset = -np.asarray(self.mean, np.float32) / std
-        pixels = np.asarray(self.fit(image), np.uint8) * gain + offset  # (H, W, 3) float32
+        pixels = np.asarray(image, np.uint8) * gain + offset  # (H, W, 3) float32
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def batch(self, images: Sequence[Image.Image]) -> np.ndarray:

@@ -23,6 +23,19 @@ SHARED = Path(os.environ.get("EDGEFM_SHARED") or Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="session")
+def until() -> Callable[..., None]:
+    """Waits for a condition; fails when it does not come about."""
+
+    def wait(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come about in time"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """`$EDGEFM_SHARED/data` with images and traces; tests that want it skip where it is absent."""
     data = SHARED / "data"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,19 +31,6 @@ from edgefm.proto.v1 import edgefm_pb2_grpc as rpc
 M = TypeVar("M")
 
 LABELS = ("cat", "coffee cup", "rocket", "motorcycle", "daisy")
-
-
-@pytest.fixture(scope="session")
-def until() -> Callable[..., None]:
-    """Waits for a condition; fails when it does not come about."""
-
-    def wait(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, "it did not come about in time"
-            time.sleep(0.01)
-
-    return wait
 
 
 class CloudThread:

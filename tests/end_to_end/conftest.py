@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -27,19 +26,6 @@ STUDENT = "lite0-64"
 PICTURES = 2000
 PATIENT = "[agent]\nconnect_timeout_s = 60.0\nslower_than = 1000.0\nthreads = 1\n"
 """Of agents on a busy machine: what is slow there is neither away nor a bad version."""
-
-
-@pytest.fixture(scope="session")
-def until() -> Callable[..., None]:
-    """Waits for a condition; fails when it does not come about."""
-
-    def wait(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, "it did not come about in time"
-            time.sleep(0.02)
-
-    return wait
 
 
 @pytest.fixture(scope="session")
