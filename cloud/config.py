@@ -19,6 +19,8 @@ class CustomizationConfig:
         first_at: samples labelled by the FM that start the first run.
         growth: the next run starts at this multiple of the samples of the last one: 100, 200, 400, ...
         held_out: share of the samples that no version ever trains on: the gate and the calibration use them.
+        weight_cap: a sample that was sent by chance (an audit) counts for the samples like it that were not, but at most for
+            this many.
         prior_samples: weight of version 0 against the samples, in samples of average feature energy.
         tail_from: samples from which on the tail of the backbone is trained too; below, the head alone.
         tail_samples: samples that train the tail, at most: the newest half of them, and of the older ones as many at
@@ -35,6 +37,7 @@ class CustomizationConfig:
     first_at: int = 100
     growth: float = 2.0
     held_out: float = 0.2
+    weight_cap: float = 5.0
     prior_samples: float = 1500.0
     tail_from: int = 400
     tail_samples: int = 3000
@@ -60,6 +63,8 @@ class CustomizationConfig:
                 raise ConfigError(f"customization: {name} must not be negative, got {getattr(self, name)}")
         if self.growth <= 1:
             raise ConfigError(f"customization: growth must be above 1, got {self.growth}; runs would never end")
+        if self.weight_cap < 1:
+            raise ConfigError(f"customization: weight_cap must be at least 1, got {self.weight_cap}")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"customization: held_out is a share between 0 and 1, got {self.held_out}; it judges")
 

@@ -37,7 +37,17 @@ from ..models.students import student_profile
 from ..models.versions import GRAPH_FILE, Calibration, StudentManifest, sha256_hex
 from .augment import trunk_views
 from .config import CustomizationConfig
-from .learning import Judgement, embed_with, fit_closed_form, held_out_mask, judge, lowest_risk, passes, train_tail
+from .learning import (
+    Judgement,
+    embed_with,
+    fit_closed_form,
+    held_out_mask,
+    judge,
+    lowest_risk,
+    passes,
+    sample_weights,
+    train_tail,
+)
 from .store import FEATURES_FILE, SampleStore, StoredSamples, image_path
 
 RESULT_FILE = "result.json"
@@ -127,6 +137,7 @@ class _Data:
     job: Job
     manifest: StudentManifest
     stored: StoredSamples
+    weights: np.ndarray  # (N,) see `sample_weights`
     features: np.ndarray  # (N, F) float32, of the pretrained backbone
 
     def images(self, rows: np.ndarray) -> Iterator[list[Image.Image]]:
@@ -165,7 +176,8 @@ def load_data(job: Job, manifest: StudentManifest) -> _Data:
     if not intact:
         raise StoreError(f"no readable sample of {job.environment} in {job.store}")
     stored = stored.at(intact)
-    data = _Data(job, manifest, stored, np.empty(0))
+    weights = sample_weights(stored.propensities, job.config.weight_cap)
+    data = _Data(job, manifest, stored, weights, np.empty(0))
     missing = [row for row, digest in enumerate(stored.sha256) if digest not in features]
     for start, images in zip(range(0, len(missing), _BATCH), data.images(np.array(missing, int)), strict=True):
         digests = [stored.sha256[row] for row in missing[start : start + _BATCH]]
@@ -215,17 +227,17 @@ def run(job: Job) -> Outcome:
     train, held_out = np.flatnonzero(~mask), np.flatnonzero(mask & (data.stored.received_at >= job.since))
     if not len(train) or not len(held_out):
         raise StoreError(f"{len(mask)} samples are too few to train on some and hold others out")
-    targets = data.stored.embeddings
+    targets, weights = data.stored.embeddings, data.weights
 
     version0 = Head.from_bytes((job.version0 / HEAD_FILE).read_bytes(), manifest.embedding_dim)
-    head = fit_closed_form(data.features[train], targets[train], version0, job.config.prior_samples)
-    judgement = judge(head(data.features[held_out]), targets[held_out], pool)
+    head = fit_closed_form(data.features[train], targets[train], weights[train], version0, job.config.prior_samples)
+    judgement = judge(head(data.features[held_out]), targets[held_out], weights[held_out], pool)
     candidates = [
         _Candidate("head", judgement, head, None, {HEAD_FILE: head.to_bytes()}, (GRAPH_FILE, TRUNK_FILE, TAIL_FILE))
     ]
     if len(mask) >= job.config.tail_from:
         candidates.append(_with_tail(data, train, held_out, pool, head))
-    parent = judge(data.embed(job.running, held_out), targets[held_out], pool)
+    parent = judge(data.embed(job.running, held_out), targets[held_out], weights[held_out], pool)
     best = candidates[lowest_risk([candidate.judgement for candidate in candidates])]
     if student_profile(manifest.profile).int8:
         best = _quantised(data, best, train, held_out, pool)
@@ -254,12 +266,18 @@ def _with_tail(data: _Data, train: np.ndarray, held_out: np.ndarray, pool: Label
     config, profile, targets = data.job.config, student_profile(data.manifest.profile), data.stored.embeddings
     chosen = _newest_and_others(train, data.stored.received_at[train], config)
     tail, head = train_tail(
-        data.trunk_views(chosen, config.views), targets[chosen], pool, Tail(profile.backbone), head, config
+        data.trunk_views(chosen, config.views),
+        targets[chosen],
+        data.weights[chosen],
+        pool,
+        Tail(profile.backbone),
+        head,
+        config,
     )
     embeddings = embed_with(tail, head, data.trunk_views(held_out, 1)[:, 0])
     return _Candidate(
         "head+tail",
-        judge(embeddings, targets[held_out], pool),
+        judge(embeddings, targets[held_out], data.weights[held_out], pool),
         head,
         tail,
         {TAIL_FILE: tail_to_bytes(profile, tail), HEAD_FILE: head.to_bytes()},
@@ -280,7 +298,7 @@ def _quantised(
     for name, content in files.items():
         (folder / name).write_bytes(content)
     embeddings = data.embed(folder, held_out)
-    judgement = judge(embeddings, data.stored.embeddings[held_out], pool)
+    judgement = judge(embeddings, data.stored.embeddings[held_out], data.weights[held_out], pool)
     if judgement.agreement < candidate.judgement.agreement - data.job.config.int8_may_cost:
         print(
             f"level=info event=int8_left float={candidate.judgement.agreement:.4f} int8={judgement.agreement:.4f}",

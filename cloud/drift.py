@@ -119,7 +119,7 @@ class Margins:
     weights: list[float] = field(default_factory=list)
     weight: float = 0.0
     squares: float = 0.0
-    heaviest: float = UNSEEN_AUDIT
+    heaviest: float = 0.0  # of the audits
 
     def add(self, observation: Observation) -> None:
         weight = 1 / observation.propensity
@@ -127,12 +127,14 @@ class Margins:
         self.weights.append(weight)
         self.weight += weight
         self.squares += weight**2
-        self.heaviest = max(self.heaviest, weight)
+        if weight > 1:
+            self.heaviest = max(self.heaviest, weight)
 
     @property
     def effective(self) -> float:
         """Number of equally weighted samples that would be worth as much (Kish), with one more audit."""
-        return (self.weight + self.heaviest) ** 2 / (self.squares + self.heaviest**2)
+        unseen = self.heaviest or UNSEEN_AUDIT
+        return (self.weight + unseen) ** 2 / (self.squares + unseen**2)
 
 
 @dataclass

@@ -42,6 +42,18 @@ def held_out_mask(numbers: np.ndarray, config: CustomizationConfig) -> np.ndarra
     return numbers % period >= period - stretch
 
 
+# ---- weighing
+
+
+def sample_weights(propensities: np.ndarray, cap: float) -> np.ndarray:
+    """(N,): the inverse of the probability with which each was sent, at most `cap`.
+
+    What devices send is mostly what their student found uncertain; without weights a version may lose what it was sure of
+    and nobody would notice. The cap trades that bias for variance: audits are few, and uncapped, a handful would decide.
+    """
+    return np.minimum(1.0 / propensities, cap)
+
+
 # ---- judging
 
 
@@ -55,6 +67,7 @@ class Judgement:
         graded: (N,) graded agreement, see `edgefm.models.confidence`.
         fm_certainty: (N,) probability of the student's answer under the FM's posterior, over that of the FM's answer.
         confidence: of the student, fitted here.
+        weights: (N,) of the samples, of mean 1, see `sample_weights`.
     """
 
     margins: np.ndarray
@@ -62,36 +75,39 @@ class Judgement:
     graded: np.ndarray
     fm_certainty: np.ndarray
     confidence: Confidence
+    weights: np.ndarray
 
     @property
     def agreement(self) -> float:
-        return float(self.agrees.mean())
+        return float((self.weights * self.agrees).mean())
 
     @property
     def quality(self) -> float:
         """Mean `fm_certainty`, what the gate compares: agreement, but a disagreement costs little where the FM is torn.
         It varies less from sample to sample than agreement does, and few samples are held out."""
-        return float(self.fm_certainty.mean())
+        return float((self.weights * self.fm_certainty).mean())
 
     @property
     def risk(self) -> float:
         """Area under the risk-coverage curve: the mean, over all thresholds, of what the samples above the threshold lack
         in quality. Lower lets more be answered on the edge at the same accuracy."""
-        lack = 1.0 - self.fm_certainty[np.argsort(-self.margins, kind="stable")]
-        return float((np.cumsum(lack) / np.arange(1, len(lack) + 1)).mean())
+        order = np.argsort(-self.margins, kind="stable")
+        weights, lack = self.weights[order], 1.0 - self.fm_certainty[order]
+        return float((weights * np.cumsum(weights * lack) / np.cumsum(weights)).mean())
 
 
-def judge(embeddings: np.ndarray, targets: np.ndarray, pool: LabelPool) -> Judgement:
-    """Sets (N, D) student embeddings against the FM's."""
+def judge(embeddings: np.ndarray, targets: np.ndarray, weights: np.ndarray, pool: LabelPool) -> Judgement:
+    """Sets (N, D) student embeddings against the FM's; (N,) weights of any scale."""
+    weights = weights / weights.mean()
     mine, fm = (pool.with_unknown(vectors @ pool.embeddings.T) for vectors in (embeddings, targets))  # (N, K + 1)
     chosen, right = mine.argmax(axis=1), fm.argmax(axis=1)
     posterior = np.exp(log_posterior(fm, pool.temperature))
-    confidence = Confidence.fit(mine, fm, pool.temperature)
+    confidence = Confidence.fit(mine, fm, weights, pool.temperature)
     rows = np.arange(len(mine))
     certainty = posterior[rows, chosen] / posterior[rows, right]
     graded = graded_agreement(fm, mine, pool.temperature, confidence)
     margins = pool.recognise(embeddings, top_k=1).margins
-    return Judgement(margins, chosen == right, graded, certainty, confidence)
+    return Judgement(margins, chosen == right, graded, certainty, confidence, weights)
 
 
 def lowest_risk(candidates: Sequence[Judgement]) -> int:
@@ -107,29 +123,33 @@ def passes(candidate: Judgement, running: Judgement) -> bool:
 # ---- the head
 
 
-def fit_closed_form(features: np.ndarray, targets: np.ndarray, prior: Head, prior_samples: float) -> Head:
-    """The head that minimises `sum ||x W + b - v||^2 + strength * ||[W; b] - prior||^2`.
+def fit_closed_form(
+    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, prior: Head, prior_samples: float
+) -> Head:
+    """The head that minimises `sum w ||x W + b - v||^2 + strength * ||[W; b] - prior||^2`.
 
     Args:
         features: (N, F) float32, of the student's backbone.
         targets: (N, D) float32, FM embeddings, L2-normalised.
+        weights: (N,) of the samples, of any scale.
         prior: the head to fall back to where the samples say nothing; rescaled to outputs of unit length, since v has
             unit length and a version's scale is free.
         prior_samples: strength of the prior, in samples of average feature energy.
     """
-    features = features.astype(np.float64)  # (N, F)
-    centre = features.mean(axis=0)
+    features, weights = features.astype(np.float64), weights / weights.mean()  # (N, F), (N,)
+    centre = weights @ features / len(features)
     raw = features @ prior.weight + prior.bias  # (N, D)
-    scale = np.linalg.norm(raw, axis=1).mean()
+    scale = (weights * np.linalg.norm(raw, axis=1)).mean()
     weight = prior.weight.astype(np.float64) / scale  # (F, D)
     bias = (centre @ prior.weight + prior.bias) / scale  # at the centre
     centred = features - centre
-    strength = prior_samples * centred.var(axis=0).mean()
+    weighted = centred * weights[:, None]
+    strength = prior_samples * (weighted * centred).mean()
     residual = targets - (raw / scale)  # (N, D)
-    gram = centred.T @ centred
+    gram = weighted.T @ centred
     gram[np.diag_indices_from(gram)] += max(strength, np.finfo(np.float64).tiny)  # equal features: nothing to learn
-    weight += np.linalg.solve(gram, centred.T @ residual)
-    bias += residual.sum(axis=0) / (len(features) + prior_samples * INTERCEPT_SHARE)
+    weight += np.linalg.solve(gram, weighted.T @ residual)
+    bias += weights @ residual / (len(features) + prior_samples * INTERCEPT_SHARE)
     return Head(weight, bias - centre @ weight)
 
 
@@ -147,7 +167,13 @@ def embed_with(tail: Tail, head: Head, activations: np.ndarray) -> np.ndarray:
 
 
 def train_tail(
-    views: np.ndarray, targets: np.ndarray, pool: LabelPool, tail: Tail, head: Head, config: CustomizationConfig
+    views: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    pool: LabelPool,
+    tail: Tail,
+    head: Head,
+    config: CustomizationConfig,
 ) -> tuple[Tail, Head]:
     """Trains tail and head together; deterministic for `config.seed`.
 
@@ -155,6 +181,7 @@ def train_tail(
         views: (N, V, C, h, w) trunk activations of V views of each sample; each epoch takes one view of each at random,
             and all views of a sample have the same target: what the FM said of the sample itself.
         targets: (N, D) float32, FM embeddings.
+        weights: (N,) of the samples, of any scale.
         tail: where it starts; changed in place.
         head: where it starts, fitted to that tail's features.
 
@@ -164,6 +191,7 @@ def train_tail(
     generator = torch.Generator().manual_seed(config.seed)
     count, choices = views.shape[:2]
     fm = torch.from_numpy(targets)  # (N, D)
+    shares = torch.from_numpy((weights / weights.mean()).astype(np.float32))  # (N,)
     texts = torch.from_numpy(pool.embeddings)  # (K, D)
     tau = config.softness * pool.temperature
     beliefs = torch.softmax(fm @ texts.T / tau, dim=1)  # (N, K)
@@ -185,10 +213,12 @@ def train_tail(
             view = torch.randint(choices, (len(batch),), generator=generator).numpy()
             activations = torch.from_numpy(views[batch.numpy(), view].astype(np.float32))  # (b, C, h, w)
             embeddings = torch.nn.functional.normalize(tail(activations) @ weight + bias, dim=1)  # (b, D)
-            mse = (embeddings - fm[batch]).square().sum(dim=1).mean()
-            contrastive = torch.nn.functional.cross_entropy(embeddings @ texts.T / tau, beliefs[batch])
+            mse = (embeddings - fm[batch]).square().sum(dim=1)  # (b,)
+            contrastive = torch.nn.functional.cross_entropy(
+                embeddings @ texts.T / tau, beliefs[batch], reduction="none"
+            )
             optimizer.zero_grad()
-            (config.lambda_mse * mse + contrastive).backward()
+            (shares[batch] * (config.lambda_mse * mse + contrastive)).mean().backward()
             optimizer.step()
             schedule.step()
     with torch.no_grad():

@@ -27,19 +27,23 @@ from .processes import child_process, cloud_process, edgefm, last_words
 from .report import summarize, write_report
 from .shaper import LinkShaper, ShaperThread
 from .timeline import ROUTES
-from .traces import LTE_DOWN, LTE_UP, Trace, read_mahimahi, synthetic_trace
+from .traces import LTE_DOWN, LTE_UP, Trace, read_mahimahi, synthetic_trace, with_outage
 
 PROPAGATION_MS = 10.0
-CAMERA_FRAMES = 1200
+CAMERA_FRAMES = 1500
+LINK_OUTAGE_S = (32.0, 4.0)
+"""Of the default link in every minute, start and length: something stands before the antenna, and nothing gets through."""
+CAMERA_AUDIT_SHARE = 0.05
+"""More than usual, so that the drift tests, which live on audits, see the night fall within seconds."""
 DATA_FRAMES = 3000
 ADD_LABEL_AT = 0.3
 """Fraction of the first environment's frames after which the held-back label is added."""
 _RECENT = 200
 _CLOUD_SETTINGS = """# A demo lasts minutes: its drift tests look back over fewer samples than those of a service.
 [cloud.drift]
-baseline = 100
-window = 60
-effective = 30
+baseline = 60
+window = 40
+effective = 20
 """
 
 
@@ -126,7 +130,8 @@ def _traces(options: DemoOptions) -> tuple[Trace, Trace]:
     if options.trace is None:
         if options.trace_down is not None:
             raise ConfigError("--trace-down needs --trace")
-        return synthetic_trace(options.seed, states=LTE_UP), synthetic_trace(options.seed, states=LTE_DOWN)
+        up, down = (synthetic_trace(options.seed, states=states) for states in (LTE_UP, LTE_DOWN))
+        return with_outage(up, *LINK_OUTAGE_S), with_outage(down, *LINK_OUTAGE_S)
     sibling = options.trace.with_suffix(".down")
     down = options.trace_down or (sibling if options.trace.suffix == ".up" and sibling.exists() else options.trace)
     return read_mahimahi(options.trace), read_mahimahi(down)
@@ -220,6 +225,7 @@ class _Session:
             f"--state-dir={self.folder / 'agent'}",
             f"--accuracy-target={options.accuracy_target}",
             f"--fps={options.fps}",
+            *(() if options.data else (f"--audit-share={CAMERA_AUDIT_SHARE}",)),
         )
 
     def _tell(self, record: dict[str, Any], table: LiveTable) -> None:

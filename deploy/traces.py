@@ -178,6 +178,18 @@ def synthetic_trace(seed: int, duration_s: float = 60.0, states: tuple[LinkState
     return Trace(f"synthetic-{seed}", np.repeat(np.arange(1, length_ms + 1, dtype=np.int64), packets))
 
 
+def with_outage(trace: Trace, start_s: float, length_s: float) -> Trace:
+    """The same link, but nothing gets through for `length_s` seconds from `start_s` on in every period.
+
+    Raises TraceError when the outage does not end before the period does.
+    """
+    start_ms, end_ms = start_s * 1000, (start_s + length_s) * 1000
+    if not 0 <= start_ms <= end_ms < trace.period_ms:
+        raise TraceError(f"an outage of {length_s} s from {start_s} s on does not fit into {trace.duration_s} s")
+    times = trace.opportunities_ms
+    return Trace(trace.name, times[(times < start_ms) | (times >= end_ms)])
+
+
 def _wander(rng: np.random.Generator, length_ms: int, states: tuple[LinkState, ...]) -> NDArray[np.float64]:
     """The mean rate in force at each millisecond, Mbit/s: (length_ms,)."""
     rates = np.zeros(length_ms)

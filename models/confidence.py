@@ -40,9 +40,10 @@ def log_posterior(similarities: np.ndarray, temperature: float) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def fit_temperature(similarities: np.ndarray, posteriors: np.ndarray) -> float:
-    """The temperature at which (N, K) student similarities are closest, in cross entropy, to the FM's (N, K) posteriors."""
-    losses = [-(posteriors * log_posterior(similarities, t)).sum(axis=1).mean() for t in _TEMPERATURES]
+def fit_temperature(similarities: np.ndarray, posteriors: np.ndarray, weights: np.ndarray) -> float:
+    """The temperature at which (N, K) student similarities are closest, in weighted cross entropy, to the FM's (N, K)
+    posteriors."""
+    losses = [-(weights @ (posteriors * log_posterior(similarities, t)).sum(axis=1)) for t in _TEMPERATURES]
     return float(_TEMPERATURES[int(np.argmin(losses))])
 
 
@@ -59,18 +60,21 @@ class Confidence:
     share: Annotated[float, Field(ge=0, le=1)] = PRIOR_SHARE
 
     @classmethod
-    def fit(cls, student_similarities: np.ndarray, fm_similarities: np.ndarray, fm_temperature: float) -> Confidence:
-        """From (N, K) cosines of N samples, held out of the student's training.
+    def fit(
+        cls, student_similarities: np.ndarray, fm_similarities: np.ndarray, weights: np.ndarray, fm_temperature: float
+    ) -> Confidence:
+        """From (N, K) cosines of N samples, held out of the student's training, and their (N,) weights.
 
         The less sure the FM is, the more a second opinion counts; and the surer the student can be at a temperature that
         predicts the FM, the better it is.
         """
         posterior = np.exp(log_posterior(fm_similarities, fm_temperature))
-        temperature = fit_temperature(student_similarities, posterior)
-        fm_doubt = 1.0 - posterior.max(axis=1).mean()
-        doubt = 1.0 - np.exp(log_posterior(student_similarities, temperature).max(axis=1)).mean()
+        weights = weights / weights.sum()
+        temperature = fit_temperature(student_similarities, posterior, weights)
+        fm_doubt = 1.0 - weights @ posterior.max(axis=1)
+        doubt = 1.0 - weights @ np.exp(log_posterior(student_similarities, temperature).max(axis=1))
         share = np.clip(_SHARE + _BY_FM_DOUBT * fm_doubt + _BY_DOUBT * doubt, *_SHARES)
-        samples = len(posterior)
+        samples = 1.0 / (weights**2).sum()  # that many of equal weight are worth as much (Kish)
         return cls(temperature, float((samples * share + _PRIOR_SAMPLES * PRIOR_SHARE) / (samples + _PRIOR_SAMPLES)))
 
 

@@ -112,13 +112,16 @@ class _Learner:
             return version0
         held = held_out_mask(np.arange(len(samples.digests)), config)
         train, held_out = samples.at(np.flatnonzero(~held)), samples.at(np.flatnonzero(held))
-        head = fit_closed_form(train.features, train.fm, self._version0, config.prior_samples)
-        before = judge(self._version0(held_out.features), held_out.fm, pool)
-        judgements = [judge(head(held_out.features), held_out.fm, pool)]
+        taught, judged = np.ones(len(train.digests)), np.ones(len(held_out.digests))
+        head = fit_closed_form(train.features, train.fm, taught, self._version0, config.prior_samples)
+        before = judge(self._version0(held_out.features), held_out.fm, judged, pool)
+        judgements = [judge(head(held_out.features), held_out.fm, judged, pool)]
         candidates = [_Learnt("head", head, None, judgements[0].confidence)]
         if len(samples.digests) >= config.tail_from:
-            tail, with_tail = train_tail(train.views, train.fm, pool, Tail(self._profile.backbone), head, config)
-            judgements.append(judge(embed_with(tail, with_tail, held_out.views[:, 0]), held_out.fm, pool))
+            tail, with_tail = train_tail(
+                train.views, train.fm, taught, pool, Tail(self._profile.backbone), head, config
+            )
+            judgements.append(judge(embed_with(tail, with_tail, held_out.views[:, 0]), held_out.fm, judged, pool))
             candidates.append(_Learnt("head+tail", with_tail, tail, judgements[1].confidence))
         best = lowest_risk(judgements)
         return candidates[best] if passes(judgements[best], before) else replace(version0, method="refused")

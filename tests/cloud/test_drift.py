@@ -133,6 +133,9 @@ def test_a_window_without_audits_counts_the_one_that_might_have_come():
     assert window.effective == pytest.approx(250**2 / (200 + 50**2))
     window.add(Observation(0.9, True, 0.01, 0.0))
     assert window.effective == pytest.approx(400**2 / (200 + 2 * 100**2))
+    often = Margins()
+    often.add(Observation(0.9, True, 0.1, 0.0))  # where audits are frequent, one more weighs little
+    assert often.effective == pytest.approx(20**2 / (2 * 10**2))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from edgefm.cloud.learning import (
     judge,
     lowest_risk,
     passes,
+    sample_weights,
     train_tail,
 )
 from edgefm.models.backbones import Tail
@@ -74,7 +75,7 @@ def test_the_closed_form_is_the_least_squares_solution_with_its_prior(prior_samp
     solution = np.linalg.lstsq(rows, right, rcond=None)[0]
     expected = Head(solution[:-1], solution[-1] - centre @ solution[:-1])
 
-    fitted = fit_closed_form(inputs, targets, prior, prior_samples)
+    fitted = fit_closed_form(inputs, targets, np.full(60, 3.0), prior, prior_samples)
     # Both are rounded to fp16, so they may differ by one unit of it.
     np.testing.assert_allclose(fitted.weight, expected.weight, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(fitted.bias, expected.bias, rtol=1e-3, atol=1e-6)
@@ -87,7 +88,7 @@ def test_where_the_samples_say_nothing_new_the_prior_stays():
     prior = random_head(rng, 0.01)
     features, _ = random_samples(rng, 50)
     raw = features @ prior.weight + prior.bias
-    fitted = fit_closed_form(features, raw / np.linalg.norm(raw, axis=1).mean(), prior, 10.0)
+    fitted = fit_closed_form(features, raw / np.linalg.norm(raw, axis=1).mean(), np.ones(50), prior, 10.0)
     fresh, _ = random_samples(rng, 40)
     np.testing.assert_allclose(fitted(fresh), prior(fresh), atol=2e-3)
 
@@ -96,17 +97,18 @@ def test_few_samples_leave_a_strong_prior_in_charge_and_many_overrule_it():
     features, targets, pool = world(13, 400, noise=0.1)
     prior = random_head(np.random.default_rng(13))
     fresh, answers = features[300:], targets[300:]
-    few = fit_closed_form(features[:5], targets[:5], prior, 1e9)
+    few = fit_closed_form(features[:5], targets[:5], np.ones(5), prior, 1e9)
     np.testing.assert_allclose(few(fresh), prior(fresh), atol=2e-3)
-    many = fit_closed_form(features[:300], targets[:300], prior, 1.0)
-    assert judge(prior(fresh), answers, pool).agreement < 0.5 < 0.95 < judge(many(fresh), answers, pool).agreement
+    many = fit_closed_form(features[:300], targets[:300], np.ones(300), prior, 1.0)
+    before, after = (judge(head(fresh), answers, np.ones(100), pool) for head in (prior, many))
+    assert before.agreement < 0.5 < 0.95 < after.agreement
 
 
 def test_equal_features_teach_the_intercept_alone():
     """A camera that sees the same image only: there is nothing to tell samples apart by, and no division by zero."""
     rng = np.random.default_rng(15)
     features, targets = np.ones((30, FEATURES), np.float32), normalise(rng.standard_normal((30, DIM)))
-    fitted = fit_closed_form(features, targets, random_head(rng), 10.0)
+    fitted = fit_closed_form(features, targets, np.ones(30), random_head(rng), 10.0)
     assert np.isfinite(fitted.weight).all() and np.isfinite(fitted.bias).all()
 
 
@@ -114,8 +116,20 @@ def test_the_scale_of_the_prior_is_free():
     rng = np.random.default_rng(14)
     (features, targets), prior = random_samples(rng, 60), random_head(rng)
     doubled = Head(prior.weight * 2, prior.bias * 2)
-    one, two = (fit_closed_form(features, targets, head, 100.0) for head in (prior, doubled))
+    one, two = (fit_closed_form(features, targets, np.ones(60), head, 100.0) for head in (prior, doubled))
     np.testing.assert_allclose(one.weight, two.weight, rtol=1e-3, atol=1e-6)
+
+
+def test_a_sample_of_weight_two_is_a_sample_seen_twice():
+    rng = np.random.default_rng(16)
+    (features, targets), prior = random_samples(rng, 60), random_head(rng)
+    times = rng.integers(1, 4, 60)
+    weighted = fit_closed_form(features, targets, times.astype(float), prior, 60 / times.sum() * 100.0)
+    repeated = fit_closed_form(
+        *(np.repeat(part, times, axis=0) for part in (features, targets)), np.ones(times.sum()), prior, 100.0
+    )
+    np.testing.assert_allclose(weighted.weight, repeated.weight, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(weighted.bias, repeated.bias, rtol=1e-3, atol=1e-6)
 
 
 # ---- the tail
@@ -132,7 +146,7 @@ def small() -> tuple[np.ndarray, np.ndarray, LabelPool, Head]:
     targets = embed_with(tail, random, views[:, 0])
     pool = LabelPool(tuple(f"label {i}" for i in range(LABELS)), targets[:LABELS], "fm", temperature=0.05)
     features = np.ones((96, 1280), np.float32)
-    return views, targets, pool, fit_closed_form(features, targets, random, 1.0)
+    return views, targets, pool, fit_closed_form(features, targets, np.ones(96), random, 1.0)
 
 
 def full_loss(tail: Tail, head: Head, small, config: CustomizationConfig) -> float:
@@ -150,7 +164,7 @@ def test_training_the_tail_lowers_the_loss_and_repeats_for_a_seed(small):
     config, before = CustomizationConfig(epochs=3, learning_rate=1e-3), head.to_bytes()
 
     def train(config: CustomizationConfig) -> tuple[Tail, Head]:
-        return train_tail(views, targets, pool, Tail(BACKBONE), head, config)
+        return train_tail(views, targets, np.ones(96), pool, Tail(BACKBONE), head, config)
 
     tail, trained = train(config)
     again, other = train(config), train(replace(config, seed=1))
@@ -170,13 +184,58 @@ def test_the_weights_of_the_two_terms_matter(small):
 
     def distance(lambda_mse: float) -> float:
         changed = replace(config, lambda_mse=lambda_mse)
-        tail, trained = train_tail(views, targets, pool, Tail(BACKBONE), head, changed)
+        tail, trained = train_tail(views, targets, np.ones(96), pool, Tail(BACKBONE), head, changed)
         return float(np.square(embed_with(tail, trained, views[:, 0]) - targets).sum(axis=1).mean())
 
     assert distance(100.0) < 0.95 * distance(0.0)
 
 
-# ---- holding out and judging
+def test_the_tail_follows_the_samples_of_weight(small):
+    """Two halves whose targets are each other's opposite: the heavy half is come closer to."""
+    views, targets, pool, head = small
+    torn = np.concatenate((targets[:48], -targets[48:]))
+    config = CustomizationConfig(epochs=3, learning_rate=1e-3)
+
+    def distances(weights: np.ndarray) -> np.ndarray:
+        tail, trained = train_tail(views, torn, weights, pool, Tail(BACKBONE), head, config)
+        return np.square(embed_with(tail, trained, views[:, 0]) - torn).sum(axis=1).reshape(2, 48).mean(axis=1)
+
+    first, second = distances(np.repeat([10.0, 1.0], 48)), distances(np.repeat([1.0, 10.0], 48))
+    assert first[0] < second[0] - 0.1 and second[1] < first[1] - 0.1
+
+
+# ---- holding out, weighing and judging
+
+
+def test_weights_are_inverse_propensities_up_to_the_cap():
+    assert sample_weights(np.array([1.0, 0.5, 0.02]), 10.0).tolist() == [1.0, 2.0, 10.0]
+
+
+def test_a_judgement_counts_a_sample_by_its_weight():
+    """As if it stood there that often."""
+    rng, pool = np.random.default_rng(32), LabelPool(tuple("abcd"), np.eye(4, dtype=np.float32), "fm", temperature=0.1)
+    student, fm = (normalise(rng.uniform(0, 1, (50, 4))) for _ in range(2))
+    times = rng.integers(1, 5, 50)
+    weighted = judge(student, fm, 7.0 * times, pool)
+    repeated = judge(np.repeat(student, times, axis=0), np.repeat(fm, times, axis=0), np.ones(times.sum()), pool)
+    assert weighted.agreement == pytest.approx(repeated.agreement)
+    assert weighted.quality == pytest.approx(repeated.quality)
+    assert weighted.confidence.temperature == repeated.confidence.temperature
+    assert weighted.agreement != pytest.approx(judge(student, fm, np.ones(50), pool).agreement)
+
+
+def test_a_version_that_loses_what_was_sure_does_not_pass():
+    """Ten uncertain samples and two audits of weight 10: better on three of those, worse on one of these."""
+    weights, margins = np.array([1.0] * 10 + [10.0] * 2), np.linspace(0, 1, 12)
+
+    def judgement(wrong: list[int], weights: np.ndarray) -> Judgement:
+        certainty = np.ones(12)
+        certainty[wrong] = 0
+        return Judgement(margins, certainty == 1, certainty, certainty, Confidence(0.05), weights / weights.mean())
+
+    assert passes(judgement([11], np.ones(12)), judgement([0, 1, 2], np.ones(12)))
+    assert not passes(judgement([11], weights), judgement([0, 1, 2], weights))
+    assert judgement([11], weights).risk > judgement([0, 1, 2], weights).risk
 
 
 def test_held_out_samples_stay_held_out_as_others_come():
@@ -219,7 +278,7 @@ def test_the_judge_compares_answers_and_unknown_is_an_answer():
     ]
     student, teacher, expected = zip(*pairs, strict=True)
     unit, fm = normalise(np.array(student)), normalise(np.array(teacher))
-    judgement = judge(unit, fm, pool)
+    judgement = judge(unit, fm, np.ones(8), pool)
     assert judgement.agrees.tolist() == list(expected) and judgement.agreement == 3 / 8
     np.testing.assert_allclose(judgement.margins, np.abs(unit[:, 0] - unit[:, 1]), atol=1e-6)
     assert (judgement.fm_certainty[judgement.agrees] == 1).all() and (judgement.graded[judgement.agrees] == 1).all()
@@ -236,7 +295,7 @@ def test_the_judge_compares_answers_and_unknown_is_an_answer():
 
 def _judgement(margins: np.ndarray, certainty: list[float]) -> Judgement:
     values = np.array(certainty)
-    return Judgement(margins, values == 1, values, values, Confidence(0.05))
+    return Judgement(margins, values == 1, values, values, Confidence(0.05), np.ones(len(values)))
 
 
 def test_risk_is_the_area_under_the_risk_coverage_curve():
@@ -267,13 +326,13 @@ def test_learning_raises_agreement_on_samples_it_has_not_seen(seed: int):
     features, targets, pool = world(seed, 800, noise=0.5)
     rng = np.random.default_rng(seed)
     # A useful start that is not perfect, like version 0: the best linear map, disturbed.
-    best = fit_closed_form(features, targets, random_head(rng), 1e-3)
+    best = fit_closed_form(features, targets, np.ones(800), random_head(rng), 1e-3)
     spread = 2.0 * best.weight.std()
     version0 = Head(best.weight + spread * rng.standard_normal(best.weight.shape), best.bias)
     held = np.arange(800) % 5 == 0
-    before = judge(version0(features[held]), targets[held], pool)
-    learned = fit_closed_form(features[~held], targets[~held], version0, 50.0)
-    after = judge(learned(features[held]), targets[held], pool)
+    before = judge(version0(features[held]), targets[held], np.ones(160), pool)
+    learned = fit_closed_form(features[~held], targets[~held], np.ones(640), version0, 50.0)
+    after = judge(learned(features[held]), targets[held], np.ones(160), pool)
     assert before.agreement < 0.9
     assert after.agreement > before.agreement + 0.05
     assert after.risk < before.risk and after.quality > before.quality

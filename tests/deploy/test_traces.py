@@ -15,6 +15,7 @@ from edgefm.deploy.traces import (
     constant_trace,
     read_mahimahi,
     synthetic_trace,
+    with_outage,
 )
 from edgefm.models.errors import TraceError
 
@@ -167,3 +168,16 @@ def test_recorded_traces_read_whole() -> None:
         assert trace.opportunities_ms.tolist() == [int(line) for line in path.read_text().split()]
         assert 0.1 < trace.mean_mbit_per_s < 200
         assert trace.duration_s > 10
+
+
+def test_an_outage_silences_its_stretch_of_every_period_and_nothing_else():
+    trace = synthetic_trace(3)
+    cut = with_outage(trace, 20.0, 4.0)
+    assert cut.period_ms == trace.period_ms
+    for start_s, end_s, same in ((0, 20, True), (20, 24, False), (24, 60, True), (80, 84, False)):
+        before, after = (
+            t.opportunities_by(end_s * 1000 - 1) - t.opportunities_by(start_s * 1000 - 1) for t in (trace, cut)
+        )
+        assert before > 0 and after == (before if same else 0)
+    with pytest.raises(TraceError, match="does not fit"):
+        with_outage(trace, 58.0, 4.0)

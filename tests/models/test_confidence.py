@@ -29,14 +29,19 @@ def test_agreement_is_a_number_at_the_least_temperature():
 @pytest.mark.parametrize("true", [0.02, 0.05, 0.3])
 def test_the_temperature_that_made_the_posteriors_is_found(true: float):
     similarities = np.random.default_rng(0).uniform(-0.5, 1, (200, 8))
-    assert fit_temperature(similarities, np.exp(log_posterior(similarities, true))) == pytest.approx(true, rel=0.06)
+    assert fit_temperature(similarities, np.exp(log_posterior(similarities, true)), np.ones(200)) == pytest.approx(
+        true, rel=0.06
+    )
 
 
 def test_a_student_that_knows_less_than_it_says_gets_a_higher_temperature():
     rng = np.random.default_rng(1)
     fm = rng.uniform(-0.5, 1, (400, 8))
     posteriors = np.exp(log_posterior(fm, 0.05))
-    fits = [fit_temperature(fm + noise * rng.standard_normal(fm.shape), posteriors) for noise in (0.0, 0.1, 0.3)]
+    fits = [
+        fit_temperature(fm + noise * rng.standard_normal(fm.shape), posteriors, np.ones(400))
+        for noise in (0.0, 0.1, 0.3)
+    ]
     assert fits[0] < fits[1] < fits[2]
 
 
@@ -77,7 +82,7 @@ def test_a_better_student_gets_a_larger_share_and_few_samples_leave_it_near_the_
     for student_noise in (0.2, 0.15, 0.1):
         fm, student = _world(4000, 0.15, student_noise, 0)
         posterior_temperature = 0.15**2 / 0.3  # Bayes: at it the FM's certainty is its accuracy
-        shares.append(Confidence.fit(student, fm, posterior_temperature).share)
-        few = Confidence.fit(student[:10], fm[:10], posterior_temperature).share
+        shares.append(Confidence.fit(student, fm, np.ones(4000), posterior_temperature).share)
+        few = Confidence.fit(student[:10], fm[:10], np.ones(10), posterior_temperature).share
         assert abs(few - PRIOR_SHARE) < 0.2
     assert shares[0] < shares[1] < shares[2] <= 1.0
