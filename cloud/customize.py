@@ -44,6 +44,7 @@ from .learning import (
     held_out_mask,
     judge,
     lowest_risk,
+    newest_and_others,
     passes,
     sample_weights,
     train_tail,
@@ -264,7 +265,7 @@ def run(job: Job) -> Outcome:
 
 def _with_tail(data: _Data, train: np.ndarray, held_out: np.ndarray, pool: LabelPool, head: Head) -> _Candidate:
     config, profile, targets = data.job.config, student_profile(data.manifest.profile), data.stored.embeddings
-    chosen = _newest_and_others(train, data.stored.received_at[train], config)
+    chosen = newest_and_others(train, data.stored.received_at[train], config)
     tail, head = train_tail(
         data.trunk_views(chosen, config.views),
         targets[chosen],
@@ -306,16 +307,6 @@ def _quantised(
         )
         return candidate
     return replace(candidate, judgement=judgement, files=files, pretrained=(), precision="int8")
-
-
-def _newest_and_others(rows: np.ndarray, received_at: np.ndarray, config: CustomizationConfig) -> np.ndarray:
-    """At most `tail_samples` of the rows, ascending: half of them the newest, the others drawn from the rest."""
-    if len(rows) <= config.tail_samples:
-        return rows
-    by_age = rows[np.argsort(-received_at, kind="stable")]
-    newest, rest = np.split(by_age, [config.tail_samples // 2])
-    others = np.random.default_rng(config.seed).permutation(rest)[: config.tail_samples - len(newest)]
-    return np.sort(np.concatenate((newest, others)))
 
 
 def _calibration(judgement: Judgement, propensities: np.ndarray) -> Calibration:

@@ -42,6 +42,16 @@ def held_out_mask(numbers: np.ndarray, config: CustomizationConfig) -> np.ndarra
     return numbers % period >= period - stretch
 
 
+def newest_and_others(rows: np.ndarray, received_at: np.ndarray, config: CustomizationConfig) -> np.ndarray:
+    """At most `tail_samples` of the rows, ascending: half of them the newest, the others drawn from the rest."""
+    if len(rows) <= config.tail_samples:
+        return rows
+    by_age = rows[np.argsort(-received_at, kind="stable")]
+    newest, rest = np.split(by_age, [config.tail_samples // 2])
+    others = np.random.default_rng(config.seed).permutation(rest)[: config.tail_samples - len(newest)]
+    return np.sort(np.concatenate((newest, others)))
+
+
 # ---- weighing
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -85,6 +86,7 @@ labels_app.command("add")(operator.add_labels)
 labels_app.command("remove")(operator.remove_labels)
 bench_app.command()(bench.students)
 bench_app.command()(bench.learning)
+bench_app.command()(bench.returning)
 bench_app.command()(bench.agent)
 bench_app.command()(bench.service)
 bench_app.command()(bench.memory)
@@ -94,6 +96,9 @@ app.command()(demo.demo)
 
 def main() -> None:
     """Entry point: one line and a meaning for each deliberate error, a traceback only for bugs."""
+    # For torch, here and in child processes: OpenMP's threads spin while they wait for each other. Where another process
+    # wants a core too, as the FM does while a student learns, that made training four times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except EdgeFMError as error:

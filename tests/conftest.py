@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
+
 SHARED = Path(os.environ.get("EDGEFM_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 
 

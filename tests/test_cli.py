@@ -167,6 +167,7 @@ def test_the_commands_are_these():
             "labels remove",
             "bench students",
             "bench learning",
+            "bench returning",
             "bench agent",
             "bench service",
             "bench memory",

@@ -70,6 +70,24 @@ def learning(
     _measured(lambda: bench_learning(data, student, counts, seeds, accuracy_target, Console()), json_file)
 
 
+def returning(
+    data: Annotated[list[Path], typer.Option(help="Folders or tars laid out train/<label>/, val/<label>/.")],
+    student: Annotated[str, typer.Option(help="Which student.")] = DEFAULT_STUDENT,
+    samples: Annotated[int, typer.Option(help="Samples that the FM labels by day, and again by night.")] = 1000,
+    seeds: Annotated[int, typer.Option(help="Repeats, each with other samples.")] = 5,
+    accuracy_target: Annotated[float, typer.Option(help="Accuracy to keep, of the FM's.")] = 0.99,
+    json_file: JsonFile = None,
+) -> None:
+    """What a student still knows of the day when the day returns after the night. About 20 minutes on 2 cores."""
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.returning import bench_returning
+    if min(samples, seeds) < 1:
+        raise ConfigError(f"--samples and --seeds must be at least 1, got {samples} and {seeds}")
+    _measured(lambda: bench_returning(data, student, samples, seeds, accuracy_target, Console()), json_file)
+
+
 def agent(
     students: Annotated[str, typer.Option(help="Which, separated by commas.")] = ",".join(
         name for name in PROFILES if not name.endswith(INT8_SUFFIX)

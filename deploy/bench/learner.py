@@ -1,0 +1,222 @@
+"""The product's learning without sockets, for benchmarks: FM, customization (head, tail, choice and gate), graded agreement,
+threshold table. Ground truth is used for scoring alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ...cloud.augment import trunk_views
+from ...cloud.config import CustomizationConfig
+from ...cloud.learning import (
+    embed_with,
+    fit_closed_form,
+    held_out_mask,
+    judge,
+    lowest_risk,
+    newest_and_others,
+    passes,
+    train_tail,
+)
+from ...edge.agreement import AgreementCurve
+from ...edge.frames import Frame, readable
+from ...edge.sources import open_source
+from ...edge.thresholds import Costs, ThresholdTable
+from ...models.backbones import Tail, feature_graph, trunk_graph
+from ...models.confidence import Confidence, graded_agreement
+from ...models.errors import InputError
+from ...models.foundation import FoundationModel, build_pool
+from ...models.images import decode_image
+from ...models.pool import LabelPool
+from ...models.runtime import OnnxModel
+from ...models.student_graph import VERSION0_TEMPERATURE, Head, version0_head
+from ...models.students import StudentProfile
+from ...models.versions import sha256_hex
+from ..conditions import under
+
+EVIDENCE = 1000
+"""Samples of the stream beside those that teach, answered by student and FM, from which the threshold is chosen: a switcher's
+full window. The same ones for every version of a seed."""
+
+STREAM = 3000
+"""Images of the stream; every seed draws its samples and its evidence from them."""
+
+_BATCH = 32
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Images:
+    """N images, as FM and student see them."""
+
+    fm: np.ndarray  # (N, D)
+    features: np.ndarray  # (N, F)
+    views: np.ndarray  # (N, V, C, h, w) float16
+
+    def __len__(self) -> int:
+        return len(self.fm)
+
+    def at(self, rows: np.ndarray) -> Images:
+        return Images(self.fm[rows], self.features[rows], self.views[rows])
+
+    def then(self, later: Images) -> Images:
+        return Images(*(np.concatenate((getattr(self, name), getattr(later, name))) for name in vars(self)))
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A version. `tail`: None is the pretrained."""
+
+    method: str
+    head: Head
+    tail: Tail | None
+    confidence: Confidence
+
+    def embed(self, images: Images) -> np.ndarray:
+        """(N, D)"""
+        return self.head(images.features) if self.tail is None else embed_with(self.tail, self.head, images.views[:, 0])
+
+
+class Learner:
+    """What one customization run from version 0 would publish (see `edgefm.cloud.customize`)."""
+
+    def __init__(self, model: FoundationModel, profile: StudentProfile, config: CustomizationConfig) -> None:
+        self._model, self._profile, self._config = model, profile, config
+        self._features = OnnxModel(feature_graph(profile.backbone, profile.input_size))
+        self._trunk = OnnxModel(trunk_graph(profile.backbone, profile.input_size))
+        self._version0 = version0_head(profile, model)
+
+    def look(self, encoded: Sequence[bytes], views: int) -> Images:
+        """`views` of each image, the image itself among them."""
+        fm, features, seen = [], [], []
+        for start in range(0, len(encoded), _BATCH):
+            part = encoded[start : start + _BATCH]
+            images, seeds = [decode_image(data) for data in part], [int(sha256_hex(data)[:8], 16) for data in part]
+            fm.append(self._model.embed_images(images))
+            features.append(self._features(self._profile.preprocess.batch(images)))
+            seen.append(trunk_views(self._trunk, self._profile.preprocess, images, seeds, views))
+        return Images(np.concatenate(fm), np.concatenate(features), np.concatenate(seen))
+
+    def version0(self, pool: LabelPool) -> Learnt:
+        return Learnt("version 0", self._version0, None, Confidence(VERSION0_TEMPERATURE * pool.temperature))
+
+    def learn(self, samples: Images, pool: LabelPool, judge_from: int = 0) -> Learnt:
+        """Learns from samples in order of arrival; those from `judge_from` on judge, as they do after a drift alarm."""
+        config, version0 = self._config, self.version0(pool)
+        numbers = np.arange(len(samples))
+        mask = held_out_mask(numbers, config)
+        training, held_out = numbers[~mask], samples.at(numbers[mask & (numbers >= judge_from)])
+        train, equal, judged = samples.at(training), np.ones(len(training)), np.ones(len(held_out))
+        head = fit_closed_form(train.features, train.fm, equal, self._version0, config.prior_samples)
+        candidates = [Learnt("head", head, None, version0.confidence)]
+        if len(samples) >= config.tail_from:
+            chosen = newest_and_others(training, training, config)
+            tail, with_tail = train_tail(
+                samples.views[chosen],
+                samples.fm[chosen],
+                np.ones(len(chosen)),
+                pool,
+                Tail(self._profile.backbone),
+                head,
+                config,
+            )
+            candidates.append(Learnt("head+tail", with_tail, tail, version0.confidence))
+        before, *judgements = (
+            judge(learnt.embed(held_out), held_out.fm, judged, pool) for learnt in (version0, *candidates)
+        )
+        best = lowest_risk(judgements)
+        if not passes(judgements[best], before):
+            return replace(version0, method="refused")
+        return replace(candidates[best], confidence=judgements[best].confidence)
+
+
+def choose_threshold(learnt: Learnt, evidence: Images, pool: LabelPool, target: float) -> float:
+    """As the switcher chooses it: by the graded agreement of samples that student and FM have answered."""
+    embeddings = learnt.embed(evidence)
+    student, fm = (pool.with_unknown(vectors @ pool.embeddings.T) for vectors in (embeddings, evidence.fm))
+    margins = pool.recognise(embeddings, top_k=1).margins.astype(np.float64)
+    graded = graded_agreement(fm, student, pool.temperature, learnt.confidence)
+    curve = AgreementCurve.fit(margins, graded, np.ones(len(fm)))
+    table = ThresholdTable.build(margins, curve, Costs(0.0, 0.0, 0.0))
+    return float(table.thresholds[table.smallest_cloud_use(target)])
+
+
+# ---- scoring
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data set: a stream that nobody has labelled, images that score, and the pool of their labels."""
+
+    name: str
+    stream: list[Frame]
+    scoring: list[Frame]
+    truth: np.ndarray  # (M,) str
+    pool: LabelPool
+
+    @classmethod
+    def open(cls, path: Path, model: FoundationModel, needed: int) -> Place:
+        """Raises InputError: fewer than `needed` images below train/, or another layout than `train/<label>/`,
+        `val/<label>/`."""
+        stream = list(readable(open_source(path, "train/", shuffle_seed=0)))[:STREAM]
+        scoring = list(readable(open_source(path, "val/")))
+        if len(stream) < needed:
+            raise InputError(f"{path} has {len(stream)} images below train/, {needed} are wanted; lower --samples")
+        truth = np.array([PurePosixPath(frame.sample_id).parts[-2] for frame in scoring], dtype=object)
+        return cls(path.name, stream, scoring, truth, build_pool(model, sorted(set(truth))))
+
+    def stream_under(self, condition: str) -> list[bytes]:
+        return [under(condition, frame.image, i) for i, frame in enumerate(self.stream)]
+
+    def scoring_under(self, condition: str) -> list[bytes]:
+        return [under(condition, frame.image, STREAM + i) for i, frame in enumerate(self.scoring)]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One version on M scoring images."""
+
+    on_edge: np.ndarray  # (M,) bool
+    student_right: np.ndarray  # (M,) bool
+    fm_right: np.ndarray  # (M,) bool
+
+    @classmethod
+    def of(cls, learnt: Learnt, threshold: float, scored: Images, place: Place) -> Score:
+        found = place.pool.recognise(learnt.embed(scored), top_k=1)
+        fm = place.pool.recognise(scored.fm, top_k=1)
+        labels = np.array(place.pool.labels, dtype=object)
+        student_right, fm_right = (labels[answers.indices[:, 0]] == place.truth for answers in (found, fm))
+        return cls(found.margins >= threshold, student_right, fm_right)
+
+    @property
+    def system_minus_fm(self) -> np.ndarray:
+        """(M,) -1, 0 or 1"""
+        return np.where(self.on_edge, self.student_right, self.fm_right).astype(float) - self.fm_right
+
+
+def summarise(scores: Sequence[Score]) -> dict[str, Any]:
+    """Means over seeds and images, with 95 % intervals."""
+    on_edge, gain = (np.array([getattr(s, name) for s in scores], float) for name in ("on_edge", "system_minus_fm"))
+    return {
+        "fm_accuracy": round(float(scores[0].fm_right.mean()), 4),
+        "student_accuracy": round(float(np.mean([score.student_right for score in scores])), 4),
+        "edge_share": round(float(on_edge.mean()), 4),
+        "edge_share_interval": interval(on_edge),
+        "system_minus_fm": round(float(gain.mean()), 4),
+        "system_minus_fm_interval": interval(gain),
+    }
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """95 % bootstrap interval of the mean of (seeds, M) values, over seeds and images."""
+    rng, (seeds, images) = np.random.default_rng(0), values.shape
+    means = []
+    for _ in range(_RESAMPLES):
+        weights = np.bincount(rng.integers(images, size=images), minlength=images)
+        means.append(values[rng.integers(seeds, size=seeds)].mean(axis=0) @ weights / images)
+    return [round(float(bound), 4) for bound in np.quantile(means, (0.025, 0.975))]
