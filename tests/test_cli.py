@@ -168,6 +168,7 @@ def test_the_commands_are_these():
             "bench students",
             "bench learning",
             "bench returning",
+            "bench easy",
             "bench agent",
             "bench service",
             "bench memory",

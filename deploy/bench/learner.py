@@ -4,12 +4,17 @@ threshold table. Ground truth is used for scoring alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from rich.console import Console
 
 from ...cloud.augment import trunk_views
 from ...cloud.config import CustomizationConfig
@@ -46,6 +51,7 @@ full window. The same ones for every version of a seed."""
 STREAM = 3000
 """Images of the stream; every seed draws its samples and its evidence from them."""
 
+_Result = TypeVar("_Result")
 _BATCH = 32
 _RESAMPLES = 2000
 
@@ -86,9 +92,10 @@ class Learner:
     """What one customization run from version 0 would publish (see `edgefm.cloud.customize`)."""
 
     def __init__(self, model: FoundationModel, profile: StudentProfile, config: CustomizationConfig) -> None:
+        """`config.threads`: of ONNX Runtime; torch's are the process's own."""
         self._model, self._profile, self._config = model, profile, config
-        self._features = OnnxModel(feature_graph(profile.backbone, profile.input_size))
-        self._trunk = OnnxModel(trunk_graph(profile.backbone, profile.input_size))
+        self._features = OnnxModel(feature_graph(profile.backbone, profile.input_size), config.threads)
+        self._trunk = OnnxModel(trunk_graph(profile.backbone, profile.input_size), config.threads)
         self._version0 = version0_head(profile, model)
 
     def look(self, encoded: Sequence[bytes], views: int) -> Images:
@@ -105,8 +112,11 @@ class Learner:
     def version0(self, pool: LabelPool) -> Learnt:
         return Learnt("version 0", self._version0, None, Confidence(VERSION0_TEMPERATURE * pool.temperature))
 
-    def learn(self, samples: Images, pool: LabelPool, judge_from: int = 0) -> Learnt:
-        """Learns from samples in order of arrival; those from `judge_from` on judge, as they do after a drift alarm."""
+    def learn(self, samples: Images, pool: LabelPool, judge_from: int = 0, beside: Images | None = None) -> Learnt:
+        """Learns from samples in order of arrival; those from `judge_from` on judge, as they do after a drift alarm.
+
+        `beside`: teach the tail too, and judge nothing.
+        """
         config, version0 = self._config, self.version0(pool)
         numbers = np.arange(len(samples))
         mask = held_out_mask(numbers, config)
@@ -115,11 +125,12 @@ class Learner:
         head = fit_closed_form(train.features, train.fm, equal, self._version0, config.prior_samples)
         candidates = [Learnt("head", head, None, version0.confidence)]
         if len(samples) >= config.tail_from:
-            chosen = newest_and_others(training, training, config)
+            taught = samples.at(newest_and_others(training, training, config))
+            taught = taught if beside is None else taught.then(beside)
             tail, with_tail = train_tail(
-                samples.views[chosen],
-                samples.fm[chosen],
-                np.ones(len(chosen)),
+                taught.views,
+                taught.fm,
+                np.ones(len(taught)),
                 pool,
                 Tail(self._profile.backbone),
                 head,
@@ -144,6 +155,22 @@ def choose_threshold(learnt: Learnt, evidence: Images, pool: LabelPool, target: 
     curve = AgreementCurve.fit(margins, graded, np.ones(len(fm)))
     table = ThresholdTable.build(margins, curve, Costs(0.0, 0.0, 0.0))
     return float(table.thresholds[table.smallest_cloud_use(target)])
+
+
+def on_every_core(
+    measure: Callable[..., _Result], arguments: Sequence[tuple[Any, ...]], console: Console
+) -> Iterator[_Result]:
+    """Calls `measure` with each of `arguments` in processes of their own, as many at once as there are cores; yields the
+    results in order. What a call raises is raised here, and the others end."""
+    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+    with pool, console.status("Learning ..."):
+        pending = [pool.submit(measure, *each) for each in arguments]
+        try:
+            for future in pending:
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 # ---- scoring

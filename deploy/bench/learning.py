@@ -16,7 +16,7 @@ from ...models.foundation import load_foundation_model
 from ...models.students import student_profile
 from ..conditions import CONDITIONS
 from ..demo_results import describe_environment
-from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, summarise
+from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, on_every_core, summarise
 
 _TOLERANCE = 0.01
 
@@ -24,45 +24,17 @@ _TOLERANCE = 0.01
 def bench_learning(
     data: Sequence[Path], student: str, samples: Sequence[int], seeds: int, target: float, console: Console
 ) -> dict[str, Any]:
-    """The edge share at an accuracy target, against n, for each data set and condition.
+    """The edge share at an accuracy target, against n, for each data set and condition; as many at once as there are cores.
 
     Raises:
         InputError: a data set has too few images, or another layout than `train/<label>/`, `val/<label>/`.
     """
-    model, config = load_foundation_model("synclip"), CustomizationConfig()
-    learner = Learner(model, student_profile(student), config)
     rows = []
-    for path in data:
-        place = Place.open(path, model, max(samples) + EVIDENCE)
-        for condition in CONDITIONS:
-            with console.status(f"{place.name}, {condition} ..."):
-                seen = learner.look(place.stream_under(condition), config.views)
-                scored = learner.look(place.scoring_under(condition), 1)
-                for count in samples:
-                    scores, methods, seconds = [], [], []
-                    for seed in range(seeds):
-                        order = np.random.default_rng(seed).permutation(len(seen))
-                        began = time.perf_counter()
-                        if count:
-                            learnt = learner.learn(seen.at(order[:count]), place.pool)
-                        else:
-                            learnt = learner.version0(place.pool)
-                        seconds.append(time.perf_counter() - began)
-                        evidence = seen.at(order[max(samples) : max(samples) + EVIDENCE])
-                        threshold = choose_threshold(learnt, evidence, place.pool, target)
-                        scores.append(Score.of(learnt, threshold, scored, place))
-                        methods.append(learnt.method)
-                    rows.append(
-                        {
-                            "data": place.name,
-                            "condition": condition,
-                            "samples": count,
-                            **summarise(scores),
-                            "methods": {method: methods.count(method) for method in sorted(set(methods))},
-                            "learning_s": round(float(np.median(seconds)), 1),
-                        }
-                    )
-                    console.print(_line(rows[-1]))
+    each = [(path, condition, student, samples, seeds, target) for path in data for condition in CONDITIONS]
+    for some in on_every_core(_under, each, console):
+        rows += some
+        for row in some:
+            console.print(_line(row))
     result = {
         "student": student,
         "accuracy_target": target,
@@ -73,6 +45,40 @@ def bench_learning(
     }
     console.print(_table(result))
     return result
+
+
+def _under(
+    path: Path, condition: str, student: str, samples: Sequence[int], seeds: int, target: float
+) -> list[dict[str, Any]]:
+    """A row for each number of samples; on one core, since others do the same."""
+    model, config = load_foundation_model("synclip"), CustomizationConfig(threads=1)
+    learner = Learner(model, student_profile(student), config)
+    place = Place.open(path, model, max(samples) + EVIDENCE)
+    seen = learner.look(place.stream_under(condition), config.views)
+    scored = learner.look(place.scoring_under(condition), 1)
+    rows = []
+    for count in samples:
+        scores, methods, seconds = [], [], []
+        for seed in range(seeds):
+            order = np.random.default_rng(seed).permutation(len(place.stream))
+            began = time.perf_counter()
+            learnt = learner.learn(seen.at(order[:count]), place.pool) if count else learner.version0(place.pool)
+            seconds.append(time.perf_counter() - began)
+            evidence = seen.at(order[max(samples) : max(samples) + EVIDENCE])
+            threshold = choose_threshold(learnt, evidence, place.pool, target)
+            scores.append(Score.of(learnt, threshold, scored, place))
+            methods.append(learnt.method)
+        rows.append(
+            {
+                "data": place.name,
+                "condition": condition,
+                "samples": count,
+                **summarise(scores),
+                "methods": {method: methods.count(method) for method in sorted(set(methods))},
+                "learning_s": round(float(np.median(seconds)), 1),
+            }
+        )
+    return rows
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ both is set beside what it would have learned from the newest samples alone, wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ...cloud.config import CustomizationConfig
 from ...models.foundation import load_foundation_model
 from ...models.students import student_profile
 from ..demo_results import describe_environment
-from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, summarise
+from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, on_every_core, summarise
 
 DAY, NIGHT = "clean", "night"
 
@@ -35,31 +34,9 @@ def bench_returning(
     Raises:
         InputError: a data set has too few images, or another layout than `train/<label>/`, `val/<label>/`.
     """
-    model, config = load_foundation_model("synclip"), replace(CustomizationConfig(), tail_samples=samples)
-    learner = Learner(model, student_profile(student), config)
     rows = []
-    for path in data:
-        place = Place.open(path, model, 2 * samples + EVIDENCE)
-        with console.status(f"{place.name}: images by day and by night ..."):
-            seen = {look: learner.look(place.stream_under(look), config.views) for look in (DAY, NIGHT)}
-            scored = {look: learner.look(place.scoring_under(look), 1) for look in (DAY, NIGHT)}
-        scores: dict[tuple[str, str], list[Score]] = {}
-        for seed in range(seeds):
-            with console.status(f"{place.name}: seed {seed} of {seeds} ..."):
-                order = np.random.default_rng(seed).permutation(len(place.stream))
-                day, night = seen[DAY].at(order[:samples]), seen[NIGHT].at(order[samples : 2 * samples])
-                students = {
-                    "version 0": learner.version0(place.pool),
-                    "day": learner.learn(day, place.pool),
-                    "day, then night": learner.learn(day.then(night), place.pool, judge_from=samples),
-                    "night alone": learner.learn(night, place.pool),
-                }
-                for look in (DAY, NIGHT):
-                    evidence = seen[look].at(order[2 * samples : 2 * samples + EVIDENCE])
-                    for name, learnt in students.items():
-                        threshold = choose_threshold(learnt, evidence, place.pool, target)
-                        scores.setdefault((name, look), []).append(Score.of(learnt, threshold, scored[look], place))
-        rows += [{"data": place.name, "learned": n, "look": look, **summarise(s)} for (n, look), s in scores.items()]
+    for some in on_every_core(_at, [(path, student, samples, seeds, target) for path in data], console):
+        rows += some
     result = {
         "student": student,
         "accuracy_target": target,
@@ -71,6 +48,31 @@ def bench_returning(
     }
     console.print(_table(result))
     return result
+
+
+def _at(path: Path, student: str, samples: int, seeds: int, target: float) -> list[dict[str, Any]]:
+    """A row for each student and look."""
+    model, config = load_foundation_model("synclip"), CustomizationConfig(tail_samples=samples, threads=1)
+    learner = Learner(model, student_profile(student), config)
+    place = Place.open(path, model, 2 * samples + EVIDENCE)
+    seen = {look: learner.look(place.stream_under(look), config.views) for look in (DAY, NIGHT)}
+    scored = {look: learner.look(place.scoring_under(look), 1) for look in (DAY, NIGHT)}
+    scores: dict[tuple[str, str], list[Score]] = {}
+    for seed in range(seeds):
+        order = np.random.default_rng(seed).permutation(len(place.stream))
+        day, night = seen[DAY].at(order[:samples]), seen[NIGHT].at(order[samples : 2 * samples])
+        students = {
+            "version 0": learner.version0(place.pool),
+            "day": learner.learn(day, place.pool),
+            "day, then night": learner.learn(day.then(night), place.pool, judge_from=samples),
+            "night alone": learner.learn(night, place.pool),
+        }
+        for look in (DAY, NIGHT):
+            evidence = seen[look].at(order[2 * samples : 2 * samples + EVIDENCE])
+            for name, learnt in students.items():
+                threshold = choose_threshold(learnt, evidence, place.pool, target)
+                scores.setdefault((name, look), []).append(Score.of(learnt, threshold, scored[look], place))
+    return [{"data": place.name, "learned": n, "look": look, **summarise(s)} for (n, look), s in scores.items()]
 
 
 def _table(result: dict[str, Any]) -> Table:

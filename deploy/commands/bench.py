@@ -88,6 +88,30 @@ def returning(
     _measured(lambda: bench_returning(data, student, samples, seeds, accuracy_target, Console()), json_file)
 
 
+def easy(
+    data: Annotated[list[Path], typer.Option(help="Folders or tars laid out train/<label>/, val/<label>/.")],
+    conditions: Annotated[str, typer.Option(help="clean, night, blur, noise, jpeg20; separated by commas.")] = "clean",
+    student: Annotated[str, typer.Option(help="Which student.")] = DEFAULT_STUDENT,
+    samples: Annotated[int, typer.Option(help="Samples that the FM labels.")] = 400,
+    seen: Annotated[int, typer.Option(help="Samples beside them; the easy ones are among these.")] = 800,
+    seeds: Annotated[int, typer.Option(help="Repeats, each with other samples.")] = 5,
+    accuracy_target: Annotated[float, typer.Option(help="Accuracy to keep, of the FM's.")] = 0.99,
+    json_file: JsonFile = None,
+) -> None:
+    """What samples that the student found easy teach, by its own word and by the FM's. About 10 minutes on 2 cores."""
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.easy import bench_easy
+        from ..conditions import CONDITIONS
+    if min(samples, seen, seeds) < 1:
+        raise ConfigError(f"--samples, --seen and --seeds must be at least 1, got {samples}, {seen} and {seeds}")
+    names = tuple(name.strip() for name in conditions.split(","))
+    if unknown := [name for name in names if name not in CONDITIONS]:
+        raise ConfigError(f"--conditions are among {', '.join(CONDITIONS)}; got {unknown[0]!r}")
+    _measured(lambda: bench_easy(data, names, student, samples, seen, seeds, accuracy_target, Console()), json_file)
+
+
 def agent(
     students: Annotated[str, typer.Option(help="Which, separated by commas.")] = ",".join(
         name for name in PROFILES if not name.endswith(INT8_SUFFIX)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from edgefm.cloud.config import CustomizationConfig
-from edgefm.deploy.bench.learner import Learner, Place, Score, choose_threshold, interval, summarise
-from edgefm.models.errors import InputError
+from edgefm.deploy.bench.learner import Learner, Place, Score, choose_threshold, interval, on_every_core, summarise
+from edgefm.models.checks import require_finite
+from edgefm.models.errors import ConfigError, InputError
 from edgefm.models.images import encode_jpeg
 from edgefm.models.students import student_profile
+from rich.console import Console
 
 CONFIG = replace(CustomizationConfig(), tail_from=40, tail_samples=30, views=2, epochs=1)
 
@@ -80,3 +83,21 @@ def test_the_summary_counts_points_and_its_interval_holds_the_mean():
     low, high = row["edge_share_interval"]
     assert low < row["edge_share"] < high
     assert interval(np.ones((2, 10))) == [1.0, 1.0]
+
+
+def test_results_come_in_order_from_processes_of_their_own_and_errors_as_they_were():
+    results = on_every_core(_process_of, [(1.5,), (2.5,), (float("nan"),), (3.5,)], Console(quiet=True))
+    (first, process), (second, _) = next(results), next(results)
+    assert (first, second) == (1.5, 2.5) and process != os.getpid()
+    with pytest.raises(ConfigError, match="growth"):
+        next(results)
+
+
+@dataclass
+class _Settings:
+    growth: float
+
+
+def _process_of(growth: float) -> tuple[float, int]:
+    require_finite(_Settings(growth))
+    return growth, os.getpid()
