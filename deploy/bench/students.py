@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,12 +34,13 @@ _POLL_S = 0.05
 _TIMEOUT_S = 300.0
 
 
-def bench_students(data: Path, samples: int, seed: int, console: Console) -> dict[str, Any]:
+def bench_students(data: Path, samples: int, seed: int, console: Console, head_only: bool = False) -> dict[str, Any]:
     """Each profile: milliseconds a frame, accuracy of version 0 and after customization, seconds to publish.
 
     Args:
         data: folder or tar laid out `train/<label>/`, `val/<label>/`; only `val`'s labels are read, and only to score.
         samples: of `train`, labelled by the FM.
+        head_only: the tail is not trained, as with few samples.
 
     Raises:
         InputError: `data` has fewer images than that, or another layout.
@@ -53,11 +55,20 @@ def bench_students(data: Path, samples: int, seed: int, console: Console) -> dic
     rows = []
     for profile in PROFILES.values():
         with console.status(f"Measuring {profile.name} ..."), tempfile.TemporaryDirectory() as folder:
-            measured = asyncio.run(_customized(model, profile, stream, embeddings, sorted(set(truth)), Path(folder)))
+            config = CustomizationConfig(first_at=samples)
+            config = replace(config, tail_from=samples + 1) if head_only else config
+            cloud = CloudConfig(Path(folder), student=profile.name, customization=config)
+            measured = asyncio.run(_customized(model, cloud, stream, embeddings, sorted(set(truth))))
             environments, seconds = measured
             images = [frame.encoded for frame in scoring]
             rows.append(_row(profile, environments, images, truth, seconds))
-    result = {"data": data.name, "samples": samples, "students": rows, "environment": describe_environment(seed)}
+    result = {
+        "data": data.name,
+        "samples": samples,
+        "head_only": head_only,
+        "students": rows,
+        "environment": describe_environment(seed),
+    }
     console.print(_table(result))
     return result
 
@@ -70,16 +81,10 @@ def _embed(model: FoundationModel, frames: list[Frame]) -> np.ndarray:
 
 
 async def _customized(
-    model: FoundationModel,
-    profile: StudentProfile,
-    stream: list[Frame],
-    embeddings: np.ndarray,
-    labels: list[str],
-    folder: Path,
+    model: FoundationModel, cloud: CloudConfig, stream: list[Frame], embeddings: np.ndarray, labels: list[str]
 ) -> tuple[Environments, float | None]:
     """Fills the store but for the last sample, which triggers the run; None if the gate refused it."""
-    customization = CustomizationConfig(first_at=len(stream))
-    environments = Environments(model, CloudConfig(folder, student=profile.name, customization=customization))
+    environments = Environments(model, cloud)
     await environments.start()
     await environments.register("bench", labels, "")
     changed = environments.watch("bench")

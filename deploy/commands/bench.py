@@ -38,6 +38,7 @@ def _measured(measure: Callable[[], dict[str, Any]], json_file: Path | None) -> 
 def students(
     data: Annotated[Path, typer.Option(help="Folder or tar laid out train/<label>/, val/<label>/.")],
     samples: Annotated[int, typer.Option(help="Samples that the FM labels.")] = 1600,
+    head_only: Annotated[bool, typer.Option("--head-only", help="The tail is not trained.")] = False,
     seed: Annotated[int, typer.Option(help="Which samples those are.")] = 0,
     json_file: JsonFile = None,
 ) -> None:
@@ -46,7 +47,7 @@ def students(
         from rich.console import Console
 
         from ..bench.students import bench_students
-    _measured(lambda: bench_students(data, samples, seed, Console()), json_file)
+    _measured(lambda: bench_students(data, samples, seed, Console(), head_only), json_file)
 
 
 def learning(
