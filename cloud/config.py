@@ -30,8 +30,8 @@ class CustomizationConfig:
         learning_rate: of the tail (AdamW).
         lambda_mse: weight of the MSE term beside the contrastive one.
         softness: temperature of the contrastive term, as a multiple of the FM's.
-        int8_may_cost: a quantised version is published where its agreement with the FM, on the held-out samples, is at
-            most this much lower.
+        int8_may_cost: a quantised version is published where its agreement with the FM, on the held-out samples and
+            weighted, is at most this much lower.
     """
 
     first_at: int = 100

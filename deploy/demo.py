@@ -38,25 +38,21 @@ ADD_LABEL_AT = 0.1
 """Fraction of the first environment's frames after which the held-back label is added."""
 _RECENT = 200
 _SETTINGS = """# A demo lasts minutes: its drift tests look back over fewer samples than those of a service.
-[cloud.drift]
-baseline = 60
-window = 40
-effective = 30
+cloud.drift.baseline = 60
+cloud.drift.window = 40
+cloud.drift.effective = 30
 """
 _CAMERA_SETTINGS = """
 # The larger students know the camera's few photographs by day without learning.
-[cloud]
-student = "lite0-64"
+cloud.student = "lite0-64"
 
 # The frames of one visit to a photograph resemble each other, so a hundred show too few scenes to learn from.
-[cloud.customization]
-first_at = 200
-tail_from = 200
-growth = 3
+cloud.customization.first_at = 200
+cloud.customization.tail_from = 200
+cloud.customization.growth = 3
 
 # More than usual, so that the drift tests, which live on audits, see the night fall within half a minute.
-[agent.switcher]
-audit_share = 0.1
+agent.switcher.audit_share = 0.1
 """
 
 
@@ -96,9 +92,9 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> dict[str, 
     added = environments[0].labels[-1]
     with ExitStack() as stack:
         with console.status("Starting the cloud (the first start exports its models, half a minute) ..."):
-            settings = folder / "edgefm.toml"
-            settings.write_text(_SETTINGS if options.data else _SETTINGS + _CAMERA_SETTINGS, encoding="utf-8")
-            cloud = stack.enter_context(cloud_process(folder, f"--config={settings}"))
+            settings = _SETTINGS if options.data else _SETTINGS + _CAMERA_SETTINGS
+            (folder / "edgefm.toml").write_text(settings, encoding="utf-8")
+            cloud = stack.enter_context(cloud_process(folder, f"--config={folder / 'edgefm.toml'}"))
         shaper = LinkShaper("127.0.0.1", "127.0.0.1", cloud.port, uplink, downlink, PROPAGATION_MS)
         link = stack.enter_context(ShaperThread(shaper))
         target = cloud.target
@@ -116,6 +112,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> dict[str, 
                 objective={"name": "accuracy_target", "target": options.accuracy_target},
                 link={"uplink": uplink.name, "downlink": downlink.name, "propagation_ms": PROPAGATION_MS},
                 traffic=(link.bytes_up, link.bytes_down),
+                settings=settings,
                 seed=options.seed,
             )
     report, json_files = folder / "report.html", [folder / "result.json"]

@@ -49,6 +49,7 @@ def assemble(
     objective: Mapping[str, Any],
     link: Mapping[str, Any],
     traffic: tuple[int, int],
+    settings: str,
     seed: int,
 ) -> tuple[dict[str, Any], list[Record]]:
     """Scores every run; returns the result and the timeline of all answers.
@@ -56,6 +57,7 @@ def assemble(
     Args:
         cloud: host:port of the running cloud, asked for the FM's answers on the scoring images.
         traffic: bytes up and down over the shaped link.
+        settings: TOML, of cloud and agent.
     """
     timeline = _timeline(runs)
     environments, added, began_s = [], None, 0.0
@@ -75,6 +77,7 @@ def assemble(
         "added_label": added,
         "objective": dict(objective),
         "link": dict(link),
+        "settings": settings,
         "environment": describe_environment(seed),
     }
     return result, timeline

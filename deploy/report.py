@@ -12,6 +12,7 @@
     added_label    {name, environment, recognised_before, recognised_after}, or None
     objective      {name, target}
     link           {uplink, downlink, propagation_ms}
+    settings       TOML, where cloud and agent do not run with their defaults
     environment    {machine, versions {package: version}, seed, command, date}
 
 `timeline`: one record per answer in order of completion: time_s since the start, environment, route, total_ms,
@@ -246,6 +247,7 @@ def _tables(result: Result) -> dict[str, str]:
             "Where and how it ran",
             [
                 *((key, str(setup[key])) for key in ("date", "machine", "command", "seed")),
+                ("settings", ", ".join(line for line in result["settings"].splitlines() if " = " in line)),
                 ("versions", ", ".join(f"{name} {version}" for name, version in setup["versions"].items())),
             ],
         ),

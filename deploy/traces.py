@@ -187,7 +187,7 @@ def with_outage(trace: Trace, start_s: float, length_s: float) -> Trace:
     if not 0 <= start_ms <= end_ms < trace.period_ms:
         raise TraceError(f"an outage of {length_s} s from {start_s} s on does not fit into {trace.duration_s} s")
     times = trace.opportunities_ms
-    return Trace(trace.name, times[(times < start_ms) | (times >= end_ms)])
+    return Trace(f"{trace.name}-outage", times[(times < start_ms) | (times >= end_ms)])
 
 
 def _wander(rng: np.random.Generator, length_ms: int, states: tuple[LinkState, ...]) -> NDArray[np.float64]:

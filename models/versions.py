@@ -80,7 +80,7 @@ class StudentManifest(_Frozen):
     samples: Annotated[int, Field(ge=0)]
     """Samples labelled by the FM that the version learned from or was gated on."""
     agreement: float | None
-    """Share of the held-out samples on which the version agrees with the FM; None for version 0."""
+    """Share of the held-out samples, weighted, on which the version agrees with the FM; None for version 0."""
     parent_agreement: float | None
     """The parent's share on the same held-out samples."""
     method: str

@@ -1,8 +1,8 @@
 """`edgefm bench easy`: what samples that the student found easy can teach beside those that the FM labelled.
 
-Three students: of n samples that the FM labelled; of these and of easy ones with the student's own word for a target, which
-asks it to say of every view what it said of the sample itself (consistency); of these and of the same easy ones, labelled by
-the FM. Easy is what the student that learned from the n would answer on the edge.
+Students of n samples that the FM labelled; of these alone, in as many steps as the next; of these and of easy ones with the
+student's own word for a target, which asks it to say of every view what it said of the sample itself (consistency); of these
+and of the same easy ones, labelled by the FM. Easy is what the student that learned from the n would answer on the edge.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...cloud.config import CustomizationConfig
+from ...cloud.learning import held_out_mask
 from ...models.foundation import load_foundation_model
 from ...models.students import student_profile
 from ..demo_results import describe_environment
@@ -33,10 +34,10 @@ def bench_easy(
     target: float,
     console: Console,
 ) -> dict[str, Any]:
-    """Edge share and accuracy of the three.
+    """Edge share and accuracy of the four.
 
     Args:
-        samples: labelled by the FM in all three.
+        samples: labelled by the FM in all of them, enough for a tail.
         seen: further samples of the stream; the easy ones are among them.
 
     Raises:
@@ -63,7 +64,7 @@ def bench_easy(
 def _under(
     path: Path, condition: str, student: str, samples: int, seen: int, seeds: int, target: float
 ) -> list[dict[str, Any]]:
-    """A row for each of the three."""
+    """A row for each of the four."""
     model, config = load_foundation_model("synclip"), CustomizationConfig(threads=1)
     learner = Learner(model, student_profile(student), config)
     place = Place.open(path, model, samples + seen + EVIDENCE)
@@ -81,8 +82,11 @@ def _under(
         easy = np.flatnonzero(margins >= choose_threshold(taught, evidence, place.pool, target))
         easy_samples.append(len(easy))
         own = replace(others, fm=said).at(easy)
+        train = np.flatnonzero(~held_out_mask(np.arange(samples), config))
+        again = labelled.at(np.resize(train, len(easy)))
         students = {
             "labelled by the FM": taught,
+            "the same, as many steps": learner.learn(labelled, place.pool, beside=again),
             "and easy ones, by themselves": learner.learn(labelled, place.pool, beside=own),
             "and easy ones, by the FM": learner.learn(labelled, place.pool, beside=others.at(easy)),
         }

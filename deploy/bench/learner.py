@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -34,7 +34,7 @@ from ...edge.sources import open_source
 from ...edge.thresholds import Costs, ThresholdTable
 from ...models.backbones import Tail, feature_graph, trunk_graph
 from ...models.confidence import Confidence, graded_agreement
-from ...models.errors import InputError
+from ...models.errors import ConfigError, InputError
 from ...models.foundation import FoundationModel, build_pool
 from ...models.images import decode_image
 from ...models.pool import LabelPool
@@ -116,8 +116,14 @@ class Learner:
         """Learns from samples in order of arrival; those from `judge_from` on judge, as they do after a drift alarm.
 
         `beside`: teach the tail too, and judge nothing.
+
+        Raises:
+            ConfigError: too few samples for any to be held out, or for a tail that `beside` is to teach.
         """
         config, version0 = self._config, self.version0(pool)
+        least = config.first_at if beside is None else config.tail_from
+        if len(samples) - judge_from < config.first_at or len(samples) < least:
+            raise ConfigError(f"{len(samples) - judge_from} samples are too few; customization wants {least} here")
         numbers = np.arange(len(samples))
         mask = held_out_mask(numbers, config)
         training, held_out = numbers[~mask], samples.at(numbers[mask & (numbers >= judge_from)])
@@ -161,16 +167,21 @@ def on_every_core(
     measure: Callable[..., _Result], arguments: Sequence[tuple[Any, ...]], console: Console
 ) -> Iterator[_Result]:
     """Calls `measure` with each of `arguments` in processes of their own, as many at once as there are cores; yields the
-    results in order. What a call raises is raised here, and the others end."""
+    results in order. What a call raises is raised here, and the others are ended."""
     pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
-    with pool, console.status("Learning ..."):
-        pending = [pool.submit(measure, *each) for each in arguments]
-        try:
+    try:
+        with console.status("Learning ..."):
+            pending = [pool.submit(measure, *each) for each in arguments]
             for future in pending:
                 yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        pool.shutdown()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for (
+            process
+        ) in active_children():  # a call that runs cannot be cancelled, and would hold up the exit for minutes
+            process.terminate()
+        raise
 
 
 # ---- scoring

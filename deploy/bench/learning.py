@@ -50,7 +50,7 @@ def bench_learning(
 def _under(
     path: Path, condition: str, student: str, samples: Sequence[int], seeds: int, target: float
 ) -> list[dict[str, Any]]:
-    """A row for each number of samples; on one core, since others do the same."""
+    """A row for each number of samples; torch and the student on one thread, since others learn beside it."""
     model, config = load_foundation_model("synclip"), CustomizationConfig(threads=1)
     learner = Learner(model, student_profile(student), config)
     place = Place.open(path, model, max(samples) + EVIDENCE)

@@ -7,6 +7,7 @@ both is set beside what it would have learned from the newest samples alone, wit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...cloud.config import CustomizationConfig
+from ...cloud.learning import held_out_mask
 from ...models.foundation import load_foundation_model
 from ...models.students import student_profile
 from ..demo_results import describe_environment
@@ -29,7 +31,7 @@ def bench_returning(
     """Edge share and accuracy by day and by night, of students that have seen one or both.
 
     Args:
-        samples: of each look. The tail trains on half as many as both have, so that what is old has to make room.
+        samples: of each look. The tail trains on as many as one look has, so that what is old has to make room.
 
     Raises:
         InputError: a data set has too few images, or another layout than `train/<label>/`, `val/<label>/`.
@@ -52,7 +54,8 @@ def bench_returning(
 
 def _at(path: Path, student: str, samples: int, seeds: int, target: float) -> list[dict[str, Any]]:
     """A row for each student and look."""
-    model, config = load_foundation_model("synclip"), CustomizationConfig(tail_samples=samples, threads=1)
+    model, config = load_foundation_model("synclip"), CustomizationConfig(threads=1)
+    config = replace(config, tail_samples=int((~held_out_mask(np.arange(samples), config)).sum()))
     learner = Learner(model, student_profile(student), config)
     place = Place.open(path, model, 2 * samples + EVIDENCE)
     seen = {look: learner.look(place.stream_under(look), config.views) for look in (DAY, NIGHT)}

@@ -25,7 +25,9 @@ def demo(
     trace_down: Annotated[
         Path | None, typer.Option(help="Downlink trace; by default FILE.down beside FILE.up.")
     ] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames in each environment, at most.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames in each environment, at most; the camera's night has twice as many.")
+    ] = None,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 30.0,
     accuracy_target: Annotated[
         float, typer.Option(help="Accuracy to keep, of the FM's: 0.99 may lose a point.")

@@ -12,15 +12,16 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from edgefm.cloud.config import CloudConfig, CustomizationConfig
-from edgefm.cloud.customize import RESULT_FILE, Job, Outcome
+from edgefm.cloud.customize import RESULT_FILE, Job, Outcome, load_data
 from edgefm.cloud.environments import BASE, Environments
-from edgefm.cloud.learning import held_out_mask
+from edgefm.cloud.learning import fit_closed_form, held_out_mask, judge
 from edgefm.cloud.recognition import compare
 from edgefm.cloud.store import Kept, NewSample, SampleStore
 from edgefm.cloud.trainer import CustomizationError, Past, Schedule, customize
@@ -150,6 +151,33 @@ def test_a_run_in_a_child_process_writes_its_outcome_and_caches_features(learnt,
     assert again.returncode == 0, again.stderr
     for name in (HEAD_FILE, RESULT_FILE):
         assert (second.output / name).read_bytes() == (first.output / name).read_bytes()
+
+
+def test_samples_that_were_sent_by_chance_count_for_others_in_training_and_before_the_gate(learnt, tmp_path: Path):
+    job = job_for(learnt, tmp_path)
+    with closing(sqlite3.connect(job.store / "samples.db")) as db, db:
+        db.execute("UPDATE samples SET propensity = 0.1 WHERE number % 3 = 0")
+    child, job = run_child(job, "weighted")
+    assert child.returncode == 0, child.stderr
+    outcome = TypeAdapter(Outcome).validate_json((job.output / RESULT_FILE).read_bytes())
+
+    manifest, pool = learnt[1].current("yard"), learnt[1].pool("yard")[0]
+    data = load_data(job, manifest)
+    mask = held_out_mask(data.stored.numbers, job.config)
+    capped = np.where(data.stored.numbers % 3 == 0, job.config.weight_cap, 1.0)
+    version0 = Head.from_bytes((job.version0 / HEAD_FILE).read_bytes(), manifest.embedding_dim)
+
+    def fit(weights: np.ndarray) -> Head:
+        targets = data.stored.embeddings[~mask]
+        return fit_closed_form(data.features[~mask], targets, weights[~mask], version0, job.config.prior_samples)
+
+    head, expected = Head.from_bytes((job.output / HEAD_FILE).read_bytes(), manifest.embedding_dim), fit(capped)
+    unweighted = fit(np.ones(len(mask))).weight
+    distance = np.linalg.norm(expected.weight - unweighted)
+    assert np.linalg.norm(head.weight - expected.weight) < 0.05 * distance
+    judgement = judge(expected(data.features[mask]), data.stored.embeddings[mask], capped[mask], pool)
+    assert outcome.quality == pytest.approx(judgement.quality, abs=1e-4)
+    assert outcome.quality != pytest.approx(judgement.fm_certainty.mean(), abs=1e-4)
 
 
 def test_a_run_ends_with_the_cloud_that_was_killed(learnt, tmp_path: Path):

@@ -66,6 +66,7 @@ def make_result(environments: tuple[str, ...] = ("wild", "town")) -> dict[str, A
         "bytes_down": 2_345_678,
         "added_label": {"name": "otter", "environment": "wild", "recognised_before": 0.0, "recognised_after": 0.8125},
         "objective": {"name": "accuracy_target", "target": 0.96},
+        "settings": '# fewer samples\ncloud.drift.window = 40\n\n# cheaper\ncloud.student = "lite0-64"\n',
         "link": {"uplink": "trace lte, 1 to 38 Mbit/s", "downlink": "50 Mbit/s", "propagation_ms": 20},
         "environment": {
             "machine": "2 cores",
