@@ -176,11 +176,9 @@ def on_every_core(
                 yield future.result()
         pool.shutdown()
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for (
-            process
-        ) in active_children():  # a call that runs cannot be cancelled, and would hold up the exit for minutes
+        for process in active_children():  # a running call cannot be cancelled; the exit would wait for it for minutes
             process.terminate()
+        pool.shutdown(cancel_futures=True)
         raise
 
 
