@@ -60,7 +60,7 @@ def test_fifty_kills_leave_state_spool_answers_and_store_whole(
     assert spooled  # some always wait when a kill comes
 
     answered = agent.count("fallback")
-    agent = start_agent(cloud.target, *flags)
+    agent = start_agent(cloud.target, *flags, "--fps", "10")  # its pictures last until it is asked to end
     until(lambda: agent.count("fallback") > answered and not agent.spooled())
     agent.finish()
     cloud.stop()
