@@ -30,7 +30,7 @@ from .timeline import ROUTES
 from .traces import LTE_DOWN, LTE_UP, Trace, read_mahimahi, synthetic_trace, with_outage
 
 PROPAGATION_MS = 10.0
-CAMERA_FRAMES = 2000
+CAMERA_FRAMES = 2500
 LINK_OUTAGE_S = (32.0, 4.0)
 """Of the default link in every minute, start and length: something stands before the antenna, and nothing gets through."""
 DATA_FRAMES = 3000

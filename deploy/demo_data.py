@@ -48,12 +48,12 @@ class DemoEnvironment:
 
 def camera_environments(folder: Path, frames: int, seed: int) -> list[DemoEnvironment]:
     """The default: a simulated camera over photographs that come with installed packages, in one place by day and then
-    by night. The night lasts twice as long as the day: what it teaches has to come back before it ends."""
+    by night. The night lasts half as long again as the day: what it teaches has to come back before it ends."""
     from .camera import DAY, NIGHT, PHOTOGRAPHS, walk
 
     labels = tuple(sorted({photograph.label for photograph in PHOTOGRAPHS}))
     environments = []
-    for number, (name, look, length) in enumerate((("day", DAY, frames), ("night", NIGHT, 2 * frames))):
+    for number, (name, look, length) in enumerate((("day", DAY, frames), ("night", NIGHT, frames + frames // 2))):
         stream = (frame.image_bytes for frame in walk(look, seed * 1000 + number, length))
         path, count = _write_stream(folder / f"{name}.tar", stream)
         scoring = tuple((f.image_bytes, f.label) for f in walk(look, seed * 1000 + 500 + number, SCORING_FRAMES))

@@ -26,7 +26,7 @@ def demo(
         Path | None, typer.Option(help="Downlink trace; by default FILE.down beside FILE.up.")
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(help="Frames in each environment, at most; the camera's night has twice as many.")
+        int | None, typer.Option(help="Frames in each environment, at most; the camera's night has half as many again.")
     ] = None,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 30.0,
     accuracy_target: Annotated[
