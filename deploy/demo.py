@@ -49,7 +49,9 @@ cloud.student = "lite0-64"
 # The frames of one visit to a photograph resemble each other, so a hundred show too few scenes to learn from.
 cloud.customization.first_at = 200
 cloud.customization.tail_from = 200
-cloud.customization.growth = 3
+
+# After the first, only an alarm starts a run.
+cloud.customization.growth = 10
 
 # More than usual, so that the drift tests, which live on audits, see the night fall within half a minute.
 agent.switcher.audit_share = 0.1
