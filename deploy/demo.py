@@ -53,7 +53,7 @@ cloud.customization.tail_from = 200
 # After the first, only an alarm starts a run.
 cloud.customization.growth = 10
 
-# More than usual, so that the drift tests, which live on audits, see the night fall within half a minute.
+# More than usual: the drift tests live on audits.
 agent.switcher.audit_share = 0.1
 """
 

@@ -60,7 +60,7 @@ def learning(
     accuracy_target: Annotated[float, typer.Option(help="Accuracy to keep, of the FM's.")] = 0.99,
     json_file: JsonFile = None,
 ) -> None:
-    """Edge share against samples, clean and by night, blurred, noisy, compressed. About 40 minutes on 2 cores."""
+    """Edge share against samples, clean and by night, blurred, noisy, compressed. About an hour on 2 cores."""
     with extra("demo"):
         from rich.console import Console
 
@@ -79,7 +79,7 @@ def returning(
     accuracy_target: Annotated[float, typer.Option(help="Accuracy to keep, of the FM's.")] = 0.99,
     json_file: JsonFile = None,
 ) -> None:
-    """What a student still knows of the day when the day returns after the night. About 20 minutes on 2 cores."""
+    """What a student still knows of the day when the day returns after the night."""
     with extra("demo"):
         from rich.console import Console
 
@@ -99,7 +99,7 @@ def easy(
     accuracy_target: Annotated[float, typer.Option(help="Accuracy to keep, of the FM's.")] = 0.99,
     json_file: JsonFile = None,
 ) -> None:
-    """What samples that the student found easy teach, by its own word and by the FM's. About 10 minutes on 2 cores."""
+    """What samples that the student found easy teach, by its own word and by the FM's."""
     with extra("demo"):
         from rich.console import Console
 
