@@ -59,23 +59,28 @@ PHOTOGRAPHS = (
 )
 
 
+UNSEEN_BY_DAY = ("coins", "page of text", "rocket")
+
+
 @dataclass(frozen=True)
 class Look:
-    """What the light and the sensor do to a frame.
+    """What stands before the camera, and what the light and the sensor do to a frame.
 
     Attributes:
+        photographs: in view.
         gain: range of the exposure's factor.
         noise: standard deviation of the sensor noise, in levels of 255.
         blur: largest length of the motion blur, in pixels.
     """
 
+    photographs: tuple[Photograph, ...]
     gain: tuple[float, float]
     noise: float
     blur: float
 
 
-DAY = Look(gain=(0.8, 1.15), noise=4.0, blur=0.6)
-NIGHT = Look(gain=(0.25, 0.45), noise=10.0, blur=1.4)
+DAY = Look(PHOTOGRAPHS, gain=(0.8, 1.15), noise=4.0, blur=0.6)
+NIGHT = Look(PHOTOGRAPHS, gain=(0.25, 0.45), noise=10.0, blur=1.4)
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,8 @@ def walk(look: Look, seed: int, frames: int) -> Iterator[CameraFrame]:
     rng = np.random.default_rng(seed)
     shown = 0
     while shown < frames:
-        for position in rng.permutation(len(PHOTOGRAPHS)):
-            photograph = PHOTOGRAPHS[position]
+        for position in rng.permutation(len(look.photographs)):
+            photograph = look.photographs[position]
             for image in _visit(_photo(photograph), look, rng):
                 if shown == frames:
                     return

@@ -38,8 +38,8 @@ ADD_LABEL_AT = 0.1
 """Fraction of the first environment's frames after which the held-back label is added."""
 _RECENT = 200
 _SETTINGS = """# A demo lasts minutes: its drift tests look back over fewer samples than those of a service.
-cloud.drift.baseline = 60
-cloud.drift.window = 40
+cloud.drift.baseline = 100
+cloud.drift.window = 80
 cloud.drift.effective = 30
 """
 _CAMERA_SETTINGS = """

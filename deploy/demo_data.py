@@ -11,7 +11,7 @@ import io
 import itertools
 import tarfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ..edge.frames import Frame, readable
@@ -48,12 +48,14 @@ class DemoEnvironment:
 
 def camera_environments(folder: Path, frames: int, seed: int) -> list[DemoEnvironment]:
     """The default: a simulated camera over photographs that come with installed packages, in one place by day and then
-    by night. The night lasts half as long again as the day: what it teaches has to come back before it ends."""
-    from .camera import DAY, NIGHT, PHOTOGRAPHS, walk
+    by night, when it also sees what never came by day. The night lasts half as long again as the day: what it teaches has
+    to come back before it ends."""
+    from .camera import DAY, NIGHT, PHOTOGRAPHS, UNSEEN_BY_DAY, walk
 
     labels = tuple(sorted({photograph.label for photograph in PHOTOGRAPHS}))
+    by_day = replace(DAY, photographs=tuple(p for p in PHOTOGRAPHS if p.label not in UNSEEN_BY_DAY))
     environments = []
-    for number, (name, look, length) in enumerate((("day", DAY, frames), ("night", NIGHT, frames + frames // 2))):
+    for number, (name, look, length) in enumerate((("day", by_day, frames), ("night", NIGHT, frames + frames // 2))):
         stream = (frame.image_bytes for frame in walk(look, seed * 1000 + number, length))
         path, count = _write_stream(folder / f"{name}.tar", stream)
         scoring = tuple((f.image_bytes, f.label) for f in walk(look, seed * 1000 + 500 + number, SCORING_FRAMES))
