@@ -20,8 +20,7 @@ from ...cloud.config import CustomizationConfig
 from ...cloud.learning import held_out_mask
 from ...models.foundation import load_foundation_model
 from ...models.students import student_profile
-from ..demo_results import describe_environment
-from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, on_every_core, summarise
+from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, learning_result, on_every_core, summarise
 
 
 def bench_easy(
@@ -47,16 +46,7 @@ def bench_easy(
     each = [(path, condition, student, samples, seen, seeds, target) for path in data for condition in conditions]
     for some in on_every_core(_under, each, console):
         rows += some
-    result = {
-        "student": student,
-        "accuracy_target": target,
-        "samples": samples,
-        "seen": seen,
-        "seeds": seeds,
-        "evidence": EVIDENCE,
-        "rows": rows,
-        "environment": describe_environment(0),
-    }
+    result = learning_result(rows, target, student=student, samples=samples, seen=seen, seeds=seeds)
     console.print(_table(result))
     return result
 

@@ -43,6 +43,7 @@ from ...models.student_graph import VERSION0_TEMPERATURE, Head, version0_head
 from ...models.students import StudentProfile
 from ...models.versions import sha256_hex
 from ..conditions import under
+from ..demo_results import describe_environment
 
 EVIDENCE = 1000
 """Samples of the stream beside those that teach, answered by student and FM, from which the threshold is chosen: a switcher's
@@ -233,6 +234,12 @@ class Score:
     def system_minus_fm(self) -> np.ndarray:
         """(M,) -1, 0 or 1"""
         return np.where(self.on_edge, self.student_right, self.fm_right).astype(float) - self.fm_right
+
+
+def learning_result(rows: Sequence[dict[str, Any]], target: float, **settings: Any) -> dict[str, Any]:
+    """What a benchmark of learning writes: its settings, rows, machine and versions."""
+    common = {"accuracy_target": target, "evidence": EVIDENCE}
+    return {**settings, **common, "rows": list(rows), "environment": describe_environment(0)}
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from ...cloud.config import CustomizationConfig
 from ...models.foundation import load_foundation_model
 from ...models.students import student_profile
 from ..conditions import CONDITIONS
-from ..demo_results import describe_environment
-from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, on_every_core, summarise
+from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, learning_result, on_every_core, summarise
 
 _TOLERANCE = 0.01
 
@@ -35,14 +34,7 @@ def bench_learning(
         rows += some
         for row in some:
             console.print(_line(row))
-    result = {
-        "student": student,
-        "accuracy_target": target,
-        "seeds": seeds,
-        "evidence": EVIDENCE,
-        "rows": rows,
-        "environment": describe_environment(0),
-    }
+    result = learning_result(rows, target, student=student, seeds=seeds)
     console.print(_table(result))
     return result
 

@@ -141,10 +141,10 @@ def agent(
         with stopped_by_signals(stop) as received:
             worker.submit(running.run, itertools.islice(frames, limit), sink).result()
             opened.close()
-    summary = running.summary.as_dict()
-    for counted in (frames, broker):
-        if isinstance(counted, (LiveVideo, Mqtt)):
-            summary |= counted.counts()
-    typer.echo(json.dumps(summary))
+            summary = running.summary.as_dict()
+            for counted in (frames, broker):
+                if isinstance(counted, (LiveVideo, Mqtt)):
+                    summary |= counted.counts()
+            typer.echo(json.dumps(summary))
     if signal.SIGINT in received:
         raise typer.Exit(INTERRUPTED)
