@@ -1,13 +1,12 @@
 """The agent: frame -> student -> margin -> switcher -> answer, with the cloud behind it.
 
 One thread takes frames and never waits for the network; answers from the cloud arrive on the client's threads. Both
-sides meet in the switcher, the link estimator and the sink, which one lock guards.
+sides meet in the router and the sink, which one lock guards.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -23,13 +22,13 @@ from .cloud_client import CloudClient
 from .config import AgentConfig
 from .frames import Frame, Unreadable
 from .grading import grade
-from .link import LinkEstimator
 from .local_state import LocalState, StateLock, own_device_id
 from .queries import CloudAnswer, StudentAnswer
 from .records import Answer, Route, Sink
+from .router import Router
 from .spool import DAY_S, Spool
 from .swap_test import RecentAnswers
-from .switcher import Decision, LinkState, Switcher
+from .switcher import Decision
 from .updater import Running, Updater
 from .uploader import Uploader
 
@@ -116,13 +115,11 @@ class Agent:
         self._uploader = Uploader(
             self._client, self._spool, config.environment, config.device_id, config.upload_bytes_per_day
         )
-        self._switcher = Switcher(config.switcher)
-        self._switcher.model_changed(_calibration(self._running))
-        self._link = LinkEstimator()
+        self._router = Router(config.switcher, config.deadline_ms, config.max_pending)
+        self._router.model_changed(_calibration(self._running))
         self._lock = threading.Lock()
         self._answer_came = threading.Condition(self._lock)
         self._stop = threading.Event()
-        self._usual_bytes = 0.0
         self._samples_labelled = 0
         self._sink_error: Exception | None = None
         self._began_ms = _now_ms()
@@ -191,7 +188,9 @@ class Agent:
         """Until at most so many queries are under way."""
         with self._answer_came:
             # The client's deadline answers whatever is still out; the second is slack for its thread.
-            self._answer_came.wait_for(lambda: self._link.pending <= pending, self._config.deadline_ms / 1e3 + 1.0)
+            self._answer_came.wait_for(
+                lambda: self._router.link.pending <= pending, self._config.deadline_ms / 1e3 + 1.0
+            )
 
     # ---- swapping
 
@@ -205,7 +204,7 @@ class Agent:
         new_student = ready.student is not before.student
         manifest = ready.student.manifest
         with self._lock:
-            self._switcher.model_changed(_calibration(ready))
+            self._router.model_changed(_calibration(ready))
             self.summary.swaps += new_student
         log.info(
             "event=swapped student=%d pool=%s labels=%d", manifest.version, ready.pool.version, len(ready.pool.labels)
@@ -224,9 +223,9 @@ class Agent:
             self._count_unreadable(Unreadable(frame.sample_id, error.reason, str(error)))
             return
         with self._lock:
-            link = self._link_state()
-            edge_ms = _now_ms() - local.started_ms
-            decision = self._switcher.decide(local.margin, edge_ms, link, self._config.deadline_ms)
+            now_ms = _now_ms()
+            edge_ms = now_ms - local.started_ms
+            decision = self._router.decide(local.margin, edge_ms, now_ms, self._client.available)
             if not decision.to_cloud:
                 route: Route = "fallback" if decision.reason == "link" else "edge"
                 self._emit(local, decision, sink, route, decision.reason)
@@ -267,12 +266,6 @@ class Agent:
             student_ms=_now_ms() - preprocessed,
         )
 
-    def _link_state(self) -> LinkState:
-        size, link = round(self._usual_bytes) or 4096, self._link
-        open_circuit = not self._client.available or link.pending >= self._config.max_pending
-        predicted = math.inf if open_circuit else link.predict_ms(size, _now_ms()) + link.cloud_ms
-        return LinkState(link.transit_ms(size), link.cloud_ms, predicted)
-
     def _ask(self, local: _Local, decision: Decision, sink: Sink) -> None:
         image = local.frame.encoded
         size = len(image)
@@ -291,10 +284,7 @@ class Agent:
                     self._answered(query_id, local, decision, sink, result, size)
                 else:
                     late = isinstance(result, DeadlineError)
-                    if late:
-                        self._link.lost(query_id, _now_ms())
-                    else:
-                        self._link.dropped(query_id)
+                    self._router.failed(query_id, _now_ms(), late)
                     reason = "deadline" if late else "cloud-error"
                     self._emit(local, decision, sink, "fallback", reason, bytes_sent=size)
                 self._answer_came.notify_all()
@@ -304,16 +294,15 @@ class Agent:
                 label = UNKNOWN if result.unknown else result.labels[0]
                 self._recent.add(image, local.frame.image, label, result.pool_version)
 
-        with self._lock:  # `done` waits here until the link knows of the query
-            self._usual_bytes += (size - self._usual_bytes) * (0.05 if self._usual_bytes else 1.0)
+        with self._lock:  # `done` waits here until the router knows of the query
             query_id = self._client.query(image, self._propensity(decision), done, edge=said)
-            self._link.sent(query_id, size, _now_ms())
+            self._router.asked(query_id, size, _now_ms())
             self.summary.bytes_sent += size
 
     def _answered(
         self, query_id: int, local: _Local, decision: Decision, sink: Sink, answer: CloudAnswer, size: int
     ) -> None:
-        transit_ms = self._link.answered(query_id, _now_ms(), answer.queue_ms + answer.compute_ms)
+        transit_ms = self._router.answered(query_id, _now_ms(), answer.queue_ms + answer.compute_ms)
         label = UNKNOWN if answer.unknown else answer.labels[0]
         self._samples_labelled = max(self._samples_labelled, answer.samples_labelled)
         pool = local.running.pool
@@ -321,7 +310,7 @@ class Agent:
         if local.running is self._running and same_pool:
             confidence = local.running.student.manifest.confidence
             agreement = grade(answer, local.label, local.embedding, pool, confidence)
-            self._switcher.learn(local.margin, agreement, decision.propensity)
+            self._router.learn(local.margin, agreement, decision.propensity)
         self._emit(
             local,
             decision,
@@ -374,7 +363,7 @@ class Agent:
             predicted_ms=decision.predicted_ms,
             student_version=local.running.student.manifest.version,
             pool_version=local.running.pool.version,
-            bandwidth_mbps=self._link.bandwidth_mbps,
+            bandwidth_mbps=self._router.link.bandwidth_mbps,
             time_s=(now - self._began_ms) / 1e3,
             samples_labelled=self._samples_labelled,
             **values,  # pyright: ignore[reportArgumentType]

@@ -6,8 +6,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
+
+from .window import Window
+
 _MAX_BITS_PER_MS = 1e6  # 1 Gbit/s: faster than any link whose transmission time could matter here
 _MIN_BITS_PER_MS = 1.0
+_LOST = 3
 _SILENCE_MS = 1000.0
 """After a loss, with nothing on its way and nothing heard for this long, a query is worth its bytes: it finds out
 whether the outage has ended. Without it a link that was bad once would never be asked again."""
@@ -17,16 +22,6 @@ whether the outage has ended. Without it a link that was bad once would never be
 class _OnItsWay:
     sent_ms: float
     size_bytes: int
-
-
-@dataclass(frozen=True)
-class _Carried:
-    """Bytes that the link carried, and two bounds of how long it took for them alone."""
-
-    size_bytes: int
-    transit_ms: float  # with the round trip and what it waited for
-    gap_ms: float  # since the bytes before arrived
-    lost: bool
 
 
 class LinkEstimator:
@@ -49,7 +44,9 @@ class LinkEstimator:
     """
 
     def __init__(self, window: int = 30, initial_bandwidth_kbps: float = 5000.0, initial_rtt_ms: float = 50.0) -> None:
-        self._carried: deque[_Carried] = deque(maxlen=window)
+        # Bytes that the link carried, and two bounds of how long it took for them alone: the transit, with the round trip and
+        # what it waited for, and the gap since the bytes before arrived. Last, whether they were lost.
+        self._carried = Window(window, 4)
         self._server: deque[float] = deque(maxlen=window)
         self._pending: dict[int, _OnItsWay] = {}
         self._initial_rtt_ms = initial_rtt_ms
@@ -97,7 +94,7 @@ class LinkEstimator:
     def predict_ms(self, size_bytes: int, now_ms: float) -> float:
         """Transit of a query sent now: behind what is on its way, and not before an outage under way has ended."""
         if not self._pending:
-            if now_ms - self._heard_ms > _SILENCE_MS and any(carried.lost for carried in self._carried):
+            if now_ms - self._heard_ms > _SILENCE_MS and self._carried.columns[_LOST].any():
                 unheard = self._initial_rtt_ms + size_bytes * 8 / self._initial_bits_per_ms
                 return min(self.transit_ms(size_bytes), unheard)
             return self.transit_ms(size_bytes)
@@ -113,19 +110,19 @@ class LinkEstimator:
         arrived_ms = max(now_ms - server_ms, query.sent_ms + 0.01)
         gap_ms = max(arrived_ms - self._arrived_ms, 0.0)
         self._arrived_ms = max(arrived_ms, self._arrived_ms)
-        self._carried.append(_Carried(query.size_bytes, arrived_ms - query.sent_ms, gap_ms, lost))
+        self._carried.add(query.size_bytes, arrived_ms - query.sent_ms, gap_ms, lost)
         self._estimate()
         return arrived_ms - query.sent_ms
 
     def _estimate(self) -> None:
-        self.rtt_ms = min(carried.transit_ms for carried in self._carried)
-        self.bits_per_ms = self._bandwidth_while_busy()
+        size_bytes, transit_ms, gap_ms, _ = self._carried.columns
+        bits = 8.0 * float(size_bytes.sum())
+        self.rtt_ms = float(transit_ms.min())
+        self.bits_per_ms = _rate(bits, float(np.minimum(transit_ms - self.rtt_ms, gap_ms).sum()))
         # Once: a further round would take more of the transmission out of the round trip, and the mean jitter too.
-        least = min(carried.transit_ms - carried.size_bytes * 8 / self.bits_per_ms for carried in self._carried)
-        self.rtt_ms = max(least, 0.0)
-        self.bits_per_ms = self._bandwidth_while_busy()
+        self.rtt_ms = max(float((transit_ms - size_bytes * (8 / self.bits_per_ms)).min()), 0.0)
+        self.bits_per_ms = _rate(bits, float(np.minimum(transit_ms - self.rtt_ms, gap_ms).sum()))
 
-    def _bandwidth_while_busy(self) -> float:
-        bits = 8 * sum(carried.size_bytes for carried in self._carried)
-        busy_ms = sum(min(carried.transit_ms - self.rtt_ms, carried.gap_ms) for carried in self._carried)
-        return min(max(bits / max(busy_ms, 1e-6), _MIN_BITS_PER_MS), _MAX_BITS_PER_MS)
+
+def _rate(bits: float, busy_ms: float) -> float:
+    return min(max(bits / max(busy_ms, 1e-6), _MIN_BITS_PER_MS), _MAX_BITS_PER_MS)

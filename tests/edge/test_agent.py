@@ -264,11 +264,11 @@ def test_a_calibration_made_with_another_pool_is_no_evidence(cloud, configure, u
         operator.rollback("calibrated", learned.version)
         with Agent(configure("calibrated")) as agent:
             assert agent._running.student.manifest == learned and agent._running.pool.version == pool
-            assert agent._switcher._evidence._prior.shape == (3, 300)
+            assert agent._router.switcher._evidence._prior.shape == (3, 300)
         operator.add_labels("calibrated", ["kettle"])
     with Agent(configure("calibrated")) as agent:
         assert agent._running.pool.version != pool == agent._running.student.manifest.pool_version
-        assert agent._switcher._evidence._prior.shape == (3, 0)
+        assert agent._router.switcher._evidence._prior.shape == (3, 0)
 
 
 def test_a_student_that_fails_on_a_frame_is_gone_back_from_and_the_frame_answered(
@@ -373,7 +373,7 @@ def test_a_cloud_that_lost_its_data_gets_the_device_and_its_labels_back(cloud, c
 
     def source() -> Iterator[Frame]:
         yield from stream[:20]
-        until(lambda: agent._link.pending == 0)
+        until(lambda: agent._router.link.pending == 0)
         cloud.stop()
         cloud.data_dir = tmp_path / "afresh"
         cloud.start()
@@ -401,7 +401,7 @@ def test_a_cloud_that_goes_in_mid_run_costs_no_answer_and_is_used_again_when_bac
 
     def source() -> Iterator[Frame]:
         yield from stream[:20]
-        until(lambda: agent._link.pending == 0)
+        until(lambda: agent._router.link.pending == 0)
         cloud.stop()
         yield from stream[20:40]
         cloud.start()
@@ -416,7 +416,9 @@ def test_a_cloud_that_goes_in_mid_run_costs_no_answer_and_is_used_again_when_bac
     assert by_lap["0"] == {"cloud": 20} and by_lap["1"] == {"fallback": 20} and by_lap["2"]["cloud"] == 20
     assert {a.reason for a in answers if a.route == "fallback"} <= {"cloud-error", "link"}
     assert summary.uploads_left == 0  # handed over once the cloud was back
-    assert agent._link.rtt_ms < 1000 and agent._link.bits_per_ms > 100  # refused connections are no measurement
+    assert (
+        agent._router.link.rtt_ms < 1000 and agent._router.link.bits_per_ms > 100
+    )  # refused connections are no measurement
 
 
 def _reachable(agent: Agent) -> bool:
