@@ -19,7 +19,7 @@ from ..models.errors import (
     StoreError,
 )
 from . import logs
-from .commands import agent, bench, cloud, demo, device, operator
+from .commands import agent, bench, cloud, data, demo, device, evaluate, operator, replay, trace
 from .commands.options import INTERRUPTED
 
 EXIT_CODES: tuple[tuple[type[EdgeFMError], int], ...] = (
@@ -56,6 +56,10 @@ device_app = typer.Typer(
 app.add_typer(device_app, name="device")
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements that take minutes.")
 app.add_typer(bench_app, name="bench")
+trace_app = typer.Typer(no_args_is_help=True, help="Bandwidth traces of links, recorded or made.")
+app.add_typer(trace_app, name="trace")
+data_app = typer.Typer(no_args_is_help=True, help="Images for experiments, from public downloads.")
+app.add_typer(data_app, name="data")
 
 
 @app.callback(invoke_without_command=True)
@@ -92,7 +96,13 @@ bench_app.command()(bench.agent)
 bench_app.command()(bench.service)
 bench_app.command()(bench.memory)
 bench_app.command()(bench.soak)
+trace_app.command()(trace.info)
+trace_app.command()(trace.convert)
+data_app.command()(data.tiny_imagenet)
 app.command()(demo.demo)
+app.command()(replay.replay)
+app.command()(evaluate.evaluate)
+app.command()(evaluate.report)
 
 
 def main() -> None:

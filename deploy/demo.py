@@ -6,7 +6,6 @@ import json
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +22,11 @@ from .demo_results import EnvironmentRun, assemble
 from .demo_scoring import ask_fm
 from .demo_watch import AlarmWatch
 from .live import LiveState, LiveTable
-from .processes import child_process, cloud_process, edgefm, last_words
+from .processes import child_process, cloud_process, edgefm, follow_records, last_words
 from .report import summarize, write_report
 from .shaper import LinkShaper, ShaperThread
 from .timeline import ROUTES
-from .traces import LTE_DOWN, LTE_UP, Trace, read_mahimahi, synthetic_trace, with_outage
+from .traces import LTE_DOWN, LTE_UP, Trace, downlink_beside, open_trace, synthetic_trace, with_outage
 
 PROPAGATION_MS = 10.0
 CAMERA_FRAMES = 2500
@@ -63,8 +62,8 @@ class DemoOptions:
     """See `edgefm demo --help`."""
 
     data: tuple[Path, ...] = ()
-    trace: Path | None = None
-    trace_down: Path | None = None
+    trace: str | None = None
+    trace_down: str | None = None
     frames: int | None = None
     fps: float = 30.0
     accuracy_target: float = 0.99
@@ -140,9 +139,7 @@ def _traces(options: DemoOptions) -> tuple[Trace, Trace]:
             raise ConfigError("--trace-down needs --trace")
         up, down = (synthetic_trace(options.seed, states=states) for states in (LTE_UP, LTE_DOWN))
         return with_outage(up, *LINK_OUTAGE_S), with_outage(down, *LINK_OUTAGE_S)
-    sibling = options.trace.with_suffix(".down")
-    down = options.trace_down or (sibling if options.trace.suffix == ".up" and sibling.exists() else options.trace)
-    return read_mahimahi(options.trace), read_mahimahi(down)
+    return open_trace(options.trace), open_trace(options.trace_down or downlink_beside(options.trace))
 
 
 def _environments(options: DemoOptions, folder: Path) -> list[DemoEnvironment]:
@@ -195,7 +192,7 @@ class _Session:
         ):
             alarms = AlarmWatch(operator, environment.place)
             table.event(f"{environment.name}: an agent with {pool} labels, {environment.frames} frames")
-            for record in _follow(answers, child):
+            for record in follow_records(answers, child):
                 self._tell(record, table)
                 self.records.append(record)
                 for alarm in alarms.new_alarms():
@@ -261,22 +258,3 @@ class _Session:
             samples_labelled=latest["samples_labelled"],
             p50_ms={route: float(np.median(values)) if values else None for route, values in by_route.items()},
         )
-
-
-def _follow(path: Path, child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-    """The records of a growing JSON Lines file until its writer has ended."""
-    while not path.exists():
-        if child.poll() is not None:
-            return
-        time.sleep(0.05)
-    rest = ""
-    with path.open(encoding="utf-8") as file:
-        while True:
-            ended = child.poll() is not None
-            text = rest + file.read()
-            *lines, rest = text.split("\n")
-            for line in lines:
-                yield json.loads(line)
-            if ended:
-                return
-            time.sleep(0.05)

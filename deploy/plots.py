@@ -258,8 +258,15 @@ def svg(name: str, draw: Callable[[Figure], None], height_in: float) -> str:
     return f'<svg {box.group(0) if box else ""} role="img" aria-labelledby="{name}-caption">{body}'
 
 
-def save_png(path: Path, draw: Callable[[Figure], None], size_in: tuple[float, float], dpi: int = 110) -> None:
-    with _styled():
+def picture(draw: Callable[[Figure], None], size_in: tuple[float, float], kind: str = "png", dpi: int = 110) -> bytes:
+    """A file of that kind (`png`, `svg`), the same for the same drawing."""
+    buffer = io.BytesIO()
+    with _styled(), mpl.rc_context({"svg.hashsalt": "edgefm"}):
         figure = Figure(figsize=size_in, layout="constrained", dpi=dpi)
         draw(figure)
-        figure.savefig(path, format="png")
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
+def save_png(path: Path, draw: Callable[[Figure], None], size_in: tuple[float, float], dpi: int = 110) -> None:
+    path.write_bytes(picture(draw, size_in, dpi=dpi))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -70,3 +71,22 @@ def cloud_process(folder: Path, *flags: str) -> Iterator[CloudProcess]:
 
 def last_words(log: Path) -> str:
     return log.read_text(encoding="utf-8")[-400:].strip() or "nothing"
+
+
+def follow_records(path: Path, child: subprocess.Popen[str], poll_s: float = 0.05) -> Iterator[dict[str, Any]]:
+    """The records of a growing JSON Lines file until its writer has ended."""
+    while not path.exists():
+        if child.poll() is not None:
+            return
+        time.sleep(poll_s)
+    rest = ""
+    with path.open(encoding="utf-8") as file:
+        while True:
+            ended = child.poll() is not None
+            text = rest + file.read()
+            *lines, rest = text.split("\n")
+            for line in lines:
+                yield json.loads(line)
+            if ended:
+                return
+            time.sleep(poll_s)

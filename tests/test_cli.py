@@ -158,6 +158,9 @@ def test_the_commands_are_these():
             "cloud",
             "agent",
             "demo",
+            "replay",
+            "evaluate",
+            "report",
             "rollback",
             "device rollback",
             "device purge",
@@ -176,6 +179,9 @@ def test_the_commands_are_these():
             "students export",
             "profile",
             "select",
+            "trace info",
+            "trace convert",
+            "data tiny-imagenet",
         )
     }
 

@@ -21,10 +21,10 @@ def cloud_without_learning(folder: Path) -> Iterator[CloudProcess]:
         yield cloud
 
 
-def register(cloud: CloudProcess, environment: str, labels: tuple[str, ...]) -> None:
-    """Makes the cloud know the environment and its labels."""
+def register(cloud: CloudProcess, environment: str, labels: tuple[str, ...], student: str = "") -> None:
+    """Makes the cloud know the environment, its labels and the student that it wants."""
     client = CloudClient(cloud.target, "bench", environment, deadline_ms=60_000)
     try:
-        client.register(labels, "", timeout_s=60.0)
+        client.register(labels, student, timeout_s=60.0)
     finally:
         client.close()

@@ -113,15 +113,25 @@ class Learner:
     def version0(self, pool: LabelPool) -> Learnt:
         return Learnt("version 0", self._version0, None, Confidence(VERSION0_TEMPERATURE * pool.temperature))
 
-    def learn(self, samples: Images, pool: LabelPool, judge_from: int = 0, beside: Images | None = None) -> Learnt:
+    def learn(
+        self,
+        samples: Images,
+        pool: LabelPool,
+        judge_from: int = 0,
+        beside: Images | None = None,
+        running: Learnt | None = None,
+    ) -> Learnt:
         """Learns from samples in order of arrival; those from `judge_from` on judge, as they do after a drift alarm.
 
-        `beside`: teach the tail too, and judge nothing.
+        Args:
+            beside: teach the tail too, and judge nothing.
+            running: what the gate sets a candidate beside, and what is left where none passes; version 0 without it.
 
         Raises:
             ConfigError: too few samples for any to be held out, or for a tail that `beside` is to teach.
         """
         config, version0 = self._config, self.version0(pool)
+        running = running or version0
         least = config.first_at if beside is None else config.tail_from
         if len(samples) - judge_from < config.first_at or len(samples) < least:
             raise ConfigError(f"{len(samples) - judge_from} samples are too few; customization wants {least} here")
@@ -145,11 +155,11 @@ class Learner:
             )
             candidates.append(Learnt("head+tail", with_tail, tail, version0.confidence))
         before, *judgements = (
-            judge(learnt.embed(held_out), held_out.fm, judged, pool) for learnt in (version0, *candidates)
+            judge(learnt.embed(held_out), held_out.fm, judged, pool) for learnt in (running, *candidates)
         )
         best = lowest_risk(judgements)
         if not passes(judgements[best], before):
-            return replace(version0, method="refused")
+            return replace(running, method="refused")
         return replace(candidates[best], confidence=judgements[best].confidence)
 
 

@@ -21,9 +21,11 @@ def demo(
         ),
     ] = None,
     more_data: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
-    trace: Annotated[Path | None, typer.Option(help="Uplink bandwidth trace in mahimahi's format.")] = None,
+    trace: Annotated[
+        str | None, typer.Option(help="Uplink bandwidth trace: what 'edgefm trace info' reads, or a made link.")
+    ] = None,
     trace_down: Annotated[
-        Path | None, typer.Option(help="Downlink trace; by default FILE.down beside FILE.up.")
+        str | None, typer.Option(help="Downlink trace; by default FILE.down beside FILE.up, or the uplink's.")
     ] = None,
     frames: Annotated[
         int | None, typer.Option(help="Frames in each environment, at most; the camera's night has half as many again.")

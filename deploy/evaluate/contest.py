@@ -1,0 +1,162 @@
+"""Systems on a link: the same students, FM, samples, times and traces for all of them.
+
+A contest replays every scoring image several times in shuffled order, so that latencies and answers can be averaged for each
+image, and systems compared image by image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...edge.config import SwitcherConfig
+from ...models.versions import Calibration
+from ..replay.arrivals import fixed_rate
+from ..replay.engine import Engine, Network, Replayed
+from ..replay.recording import Recording
+from ..replay.systems import Fixed, System, edgefm
+from ..replay.timing import Timing
+from ..replay.virtual_cloud import VirtualCloud
+from ..replay.virtual_link import VirtualLink
+from .experiment import Link, Material, estimate
+from .study import FULL, Version
+
+BOUNDS_MS = (50.0, 100.0, 150.0)
+ENCODE_MS = Timing(0.5, 0.8)
+"""What a device without a student takes for a frame that is encoded already: reading and sending it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One system on one link, over S seeds and M images.
+
+    Attributes:
+        latency_ms, right: (S, M) means for each image.
+        parts_ms: mean of edge, network and cloud.
+    """
+
+    latency_ms: np.ndarray
+    right: np.ndarray
+    percentiles_ms: Mapping[str, float]
+    parts_ms: Mapping[str, float]
+    shares: Mapping[str, float]
+    replayed: Sequence[Replayed]
+
+    def described(self, beside: Run) -> dict[str, Any]:
+        """JSON data; `beside` is what differences are taken from."""
+        ratio = float(self.latency_ms.mean() / beside.latency_ms.mean())
+        return {
+            "latency_ms": estimate(self.latency_ms),
+            "accuracy": estimate(self.right),
+            "accuracy_minus_cloud_only": estimate(self.right - beside.right),
+            "latency_over_cloud_only": round(ratio, 4),
+            "percentiles_ms": dict(self.percentiles_ms),
+            "parts_ms": dict(self.parts_ms),
+            "shares": dict(self.shares),
+        }
+
+
+Maker = Callable[[Recording, np.random.Generator, Version], System]
+
+
+def compete(material: Material, look: str, link: Link, make: Maker, method: str = FULL) -> Run:
+    """Replays one system over all seeds."""
+    latencies, rights, replays = [], [], []
+    for seed in range(material.seeds):
+        version = material.version(look, seed, method)
+        images = len(version.recording)
+        order = _order(images, material.samples, seed)
+        recording = version.recording.at(order).with_payload(material.traffic.payload_bytes)
+        system = make(recording, np.random.default_rng([seed, 2]), version)
+        replayed = _engine(material, link, seed).run(system, fixed_rate(len(order), material.traffic.rate))
+        right = replayed.right(recording.edge_right, recording.cloud_right)
+        latencies.append(_by_image(replayed.total_ms, order, images))
+        rights.append(_by_image(right, order, images))
+        replays.append(replayed)
+    total_ms = np.concatenate([replayed.total_ms for replayed in replays])
+    return Run(
+        np.array(latencies),
+        np.array(rights),
+        {f"p{q}": round(float(np.percentile(total_ms, q)), 2) for q in (50, 95, 99)},
+        _parts(replays),
+        {route: round(float(np.mean([r.share(route) for r in replays])), 4) for route in ("edge", "cloud", "fallback")},
+        replays,
+    )
+
+
+def _order(images: int, samples: int, seed: int) -> np.ndarray:
+    """(samples,) rows: every image as often as the others, to one, in shuffled order."""
+    rng = np.random.default_rng([seed, 3])
+    rounds = [rng.permutation(images) for _ in range(math.ceil(samples / images))]
+    return np.concatenate(rounds)[:samples]
+
+
+def _by_image(values: np.ndarray, order: np.ndarray, images: int) -> np.ndarray:
+    return np.bincount(order, values, minlength=images) / np.bincount(order, minlength=images)
+
+
+def _engine(material: Material, link: Link, seed: int) -> Engine:
+    begin_ms = float(np.random.default_rng([seed, 4]).uniform(0, link.uplink.period_ms))
+    network = Network(
+        VirtualLink(link.uplink, begin_ms), VirtualLink(link.downlink, begin_ms), material.traffic.propagation_ms
+    )
+    return Engine(network, VirtualCloud(material.cloud, seed), material.traffic.deadline_ms)
+
+
+def _parts(replays: Sequence[Replayed]) -> dict[str, float]:
+    """Means over all samples. What fallbacks waited in vain for counts as network."""
+    edge = np.concatenate([r.device_ms for r in replays])
+    cloud = np.concatenate([r.queue_ms + r.compute_ms for r in replays])
+    total = np.concatenate([r.total_ms for r in replays])
+    parts = {"edge": edge.mean(), "cloud": cloud.mean(), "network": (total - edge - cloud).mean()}
+    return {name: round(float(value), 3) for name, value in parts.items()}
+
+
+# ---- the systems that need nothing but student and FM
+
+
+def product(material: Material, slowness: float = 1.0, **switcher: Any) -> Maker:
+    """EdgeFM under the settings of its switcher, from a cold start: the evidence window has to fill first."""
+
+    def make(recording: Recording, rng: np.random.Generator, version: Version) -> System:
+        device_ms = material.device.slower(slowness).draw(rng, len(recording))
+        config = SwitcherConfig(seed=version.seed, **switcher)
+        return edgefm(recording, device_ms, config, material.traffic.deadline_ms, Calibration())
+
+    return make
+
+
+def edge_only(material: Material, slowness: float = 1.0) -> Maker:
+    return lambda recording, rng, version: Fixed(
+        recording, material.device.slower(slowness).draw(rng, len(recording)), 0.0
+    )
+
+
+def cloud_only(material: Material) -> Maker:
+    return lambda recording, rng, version: Fixed(recording, ENCODE_MS.draw(rng, len(recording)), math.inf)
+
+
+def fixed(material: Material, threshold: Callable[[Version], float]) -> Maker:
+    return lambda recording, rng, version: Fixed(
+        recording, material.device.draw(rng, len(recording)), threshold(version)
+    )
+
+
+def lowest_threshold(versions: Sequence[Version], allowed_loss: float) -> float:
+    """The lowest margin from which on the students' answers lose no more than allowed against the FM's, by ground truth:
+    what no system can know, and what a threshold fixed beforehand can be at best."""
+    margins = np.unique(np.concatenate([version.recording.margins for version in versions]))
+    candidates = np.append(margins[:: max(len(margins) // 400, 1)], math.inf)
+    for threshold in candidates:
+        lost = [
+            (v.recording.cloud_right.astype(float) - v.recording.edge_right)[v.recording.margins >= threshold].sum()
+            / len(v.recording)
+            for v in versions
+        ]
+        if np.mean(lost) <= allowed_loss:
+            return float(threshold)
+    return math.inf

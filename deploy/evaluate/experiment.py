@@ -1,0 +1,139 @@
+"""What an experiment is: a measurement that gives plain data, and a way to show that data. Reports need the data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ...models.device_profile import DeviceProfile
+from ..bench.learner import interval
+from ..replay.timing import CloudProfile, Timing
+from ..traces import Trace
+from .study import LookAtFM, Version
+
+Data = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A pair of traces."""
+
+    name: str
+    uplink: Trace
+    downlink: Trace
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What devices send: stated on every figure. `propagation_ms` is one way."""
+
+    rate: float = 2.0
+    payload_bytes: int = 20_000
+    propagation_ms: float = 25.0
+    deadline_ms: float = 1000.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rate:g} samples/s, {self.payload_bytes / 1000:g} kB each, round trip {2 * self.propagation_ms:g} ms"
+        )
+
+
+@dataclass(frozen=True)
+class Material:
+    """What experiments are made of; small, whatever it took to make.
+
+    Attributes:
+        looks: names, in the order in which the device met them.
+        fm: by look.
+        versions: of all looks, seeds and methods.
+        device: what the student takes here.
+        samples: replayed for each system, trace and seed.
+        added_labels, uploads: see `edgefm.deploy.evaluate.lessons`.
+        profile: of this device, for the students.
+    """
+
+    looks: tuple[str, ...]
+    fm: Mapping[str, LookAtFM]
+    versions: Sequence[Version]
+    seeds: int
+    target: float
+    student: str
+    device: Timing
+    cloud: CloudProfile
+    links: Sequence[Link]
+    traffic: Traffic
+    samples: int
+    added_labels: Sequence[Data] = ()
+    uploads: Sequence[Data] = ()
+    profile: DeviceProfile | None = None
+
+    def version(self, look: str, seed: int, method: str, samples: int | None = None) -> Version:
+        """That version; without `samples` the one that has learned most."""
+        fitting = [
+            v
+            for v in self.versions
+            if (v.look, v.seed, v.method) == (look, seed, method) and samples in (None, v.samples)
+        ]
+        return max(fitting, key=lambda version: version.samples)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text; the first column is a heading."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`name` is made of letters, digits and dashes, and distinct within a report."""
+
+    name: str
+    caption: str
+    draw: Callable[[Figure], None]
+    height_in: float = 3.6
+
+
+@dataclass(frozen=True)
+class Shown:
+    """`findings`: what came out, in sentences made from the figures."""
+
+    findings: Sequence[str]
+    tables: Sequence[Table]
+    charts: Sequence[Chart]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A preset.
+
+    Attributes:
+        objective: which the switcher followed, and under what traffic: printed with it.
+        measure: JSON data from material.
+        show: what a report prints of that data.
+    """
+
+    name: str
+    title: str
+    objective: Callable[[Material], str]
+    measure: Callable[[Material], dict[str, Any]]
+    show: Callable[[Data], Shown]
+
+
+def estimate(values: Sequence[np.ndarray] | np.ndarray) -> dict[str, Any]:
+    """Mean over (seeds, images), with its 95 % bootstrap interval over both."""
+    stacked = np.asarray(values, float)
+    return {"mean": round(float(stacked.mean()), 5), "interval": interval(stacked)}
+
+
+def told(value: Data, factor: float = 1.0, digits: int = 3, sign: bool = False) -> str:
+    """An estimate as text: mean and interval."""
+    form = f"{{:{'+' if sign else ''}.{digits}f}}"
+    low, high = (form.format(factor * bound) for bound in value["interval"])
+    return f"{form.format(factor * value['mean'])} [{low}, {high}]"

@@ -1,0 +1,122 @@
+"""Images to replay, and what the product's student and FM say of them."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ...cloud.registry import Registry
+from ...cloud.version0 import publish_version0
+from ...edge.frames import Frame, readable
+from ...edge.sources import open_source
+from ...edge.student import Student
+from ...models.confidence import graded_agreement
+from ...models.errors import InputError
+from ...models.foundation import FoundationModel, build_pool
+from ...models.images import decode_image
+from .recording import Recording
+from .timing import BatchCost, CloudProfile, Timing
+
+_BATCHES = (1, 2, 4, 8, 16)
+_WARM_UP, _REPEATS, _PATIENCE_S = 3, 15, 20.0
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Images in an order given by their content, and their labels where the source tells them."""
+
+    name: str
+    encoded: tuple[bytes, ...]
+    labels: tuple[str, ...]
+    truth: tuple[str, ...] | None
+
+    @classmethod
+    def open(cls, source: Path, samples: int, labels: Sequence[str] = ()) -> Stream:
+        """From a folder or tar laid out `val/<label>/` (what is beside `val/` is left out), or of plain files.
+
+        Args:
+            samples: at most so many images.
+            labels: needed for plain files, which carry none.
+
+        Raises:
+            InputError: no image, or plain files without labels.
+        """
+        everything = sorted(readable(open_source(source)), key=lambda frame: hashlib.sha256(frame.encoded).digest())
+        scored = [frame for frame in everything if PurePosixPath(frame.sample_id).parts[-3:-2] == ("val",)]
+        frames = (scored or everything)[:samples]
+        truth = tuple(_label_of(frame) for frame in frames) if scored else None
+        if truth is None and not labels:
+            raise InputError(f"{source} has no val/<label>/; for plain files give --labels 'cat, dog'")
+        found = tuple(labels) or tuple(sorted({_label_of(frame) for frame in scored}))
+        return cls(source.name, tuple(frame.encoded for frame in frames), found, truth)
+
+
+def _label_of(frame: Frame) -> str:
+    return PurePosixPath(frame.sample_id).parts[-2]
+
+
+def record(stream: Stream, model: FoundationModel, student: str) -> tuple[Recording, Timing]:
+    """What version 0 of a student and the FM say of each image, and how long the student took for one on this machine:
+    decoding, preprocessing, student and recognition."""
+    pool = build_pool(model, list(stream.labels))
+    with tempfile.TemporaryDirectory(prefix="edgefm-replay-") as folder:
+        registry = Registry(Path(folder) / "registry")
+        manifest = publish_version0(registry, model, "replay", student, pool.version)
+        files = Path(folder) / "student"
+        registry.materialise(manifest, files)
+        running = Student(manifest, files)
+        embeddings, device_ms = [], []
+        for data in (*stream.encoded[:_WARM_UP], *stream.encoded):
+            began = time.perf_counter()
+            embeddings.append(running.embed(running.preprocess(decode_image(data))))
+            pool.recognise(embeddings[-1], top_k=1)
+            device_ms.append((time.perf_counter() - began) * 1e3)
+    student_embeddings, device_ms = np.concatenate(embeddings[_WARM_UP:]), device_ms[_WARM_UP:]
+    fm_embeddings = np.concatenate(
+        [
+            model.embed_images([decode_image(data) for data in stream.encoded[start : start + _BATCHES[-1]]])
+            for start in range(0, len(stream.encoded), _BATCHES[-1])
+        ]
+    )
+    found, fm = (pool.recognise(vectors, top_k=1) for vectors in (student_embeddings, fm_embeddings))
+    said, fm_said = (np.array(pool.answers(some), dtype=object) for some in (found, fm))
+    truth = fm_said if stream.truth is None else np.array(stream.truth, dtype=object)
+    fm_similarities, similarities = (
+        pool.with_unknown(vectors @ pool.embeddings.T) for vectors in (fm_embeddings, student_embeddings)
+    )
+    recording = Recording(
+        margins=found.margins,
+        agreements=graded_agreement(fm_similarities, similarities, pool.temperature, manifest.confidence),
+        edge_right=said == truth,
+        cloud_right=fm_said == truth,
+        size_bytes=np.array([len(data) for data in stream.encoded]),
+    )
+    return recording, Timing(*(float(np.percentile(device_ms, q)) for q in (50, 95)))
+
+
+def measure_cloud(stream: Stream, model: FoundationModel) -> CloudProfile:
+    """What decoding and the FM cost on this machine, for batches of several sizes."""
+    batches = []
+    for size in _BATCHES:
+        images, taken_ms, began = (
+            [stream.encoded[i % len(stream.encoded)] for i in range(size)],
+            [],
+            time.perf_counter(),
+        )
+        while len(taken_ms) < _REPEATS + _WARM_UP and time.perf_counter() - began < _PATIENCE_S:
+            started = time.perf_counter()
+            model.embed_images([decode_image(data) for data in images])
+            taken_ms.append((time.perf_counter() - started) * 1e3)
+        kept = taken_ms[_WARM_UP:] or taken_ms
+        p50, p95 = (round(float(np.percentile(kept, q)), 3) for q in (50, 95))
+        batches.append(BatchCost(size=size, p50_ms=p50, p95_ms=p95))
+    return CloudProfile(
+        source=f"edgefm replay, {date.today().isoformat()}", foundation_model=model.name, batches=tuple(batches)
+    )
