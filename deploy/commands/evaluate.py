@@ -42,7 +42,7 @@ def evaluate(
 ) -> None:
     """Measures what the system is worth beside its rivals, and writes a report.
 
-    Experiments: environment-change, latency-accuracy, bandwidth, uploads, students, open-set, margins.
+    Experiments: environment-change, latency-accuracy, crossover, bandwidth, uploads, students, open-set, margins.
     """
     with extra("demo"):
         from rich.console import Console

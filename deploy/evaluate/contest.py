@@ -22,7 +22,9 @@ from ..replay.systems import Fixed, System, edgefm
 from ..replay.timing import Timing
 from ..replay.virtual_cloud import VirtualCloud
 from ..replay.virtual_link import VirtualLink
+from .exit_systems import PersEPhonEE, Spinn
 from .experiment import Link, Material, estimate
+from .fm_stages import StageCosts
 from .study import FULL, Version
 
 BOUNDS_MS = (50.0, 100.0, 150.0)
@@ -60,7 +62,22 @@ class Run:
         }
 
 
-Maker = Callable[[Recording, np.random.Generator, Version], System]
+@dataclass(frozen=True)
+class Entry:
+    """What a system is made of for one seed.
+
+    Attributes:
+        order: (N,) rows of the scoring images, as they come.
+        recording: of the version, in that order.
+    """
+
+    order: np.ndarray
+    recording: Recording
+    version: Version
+    rng: np.random.Generator
+
+
+Maker = Callable[[Entry], System]
 
 
 def compete(material: Material, look: str, link: Link, make: Maker, method: str = FULL) -> Run:
@@ -71,11 +88,10 @@ def compete(material: Material, look: str, link: Link, make: Maker, method: str 
         images = len(version.recording)
         order = _order(images, material.samples, seed)
         recording = version.recording.at(order).with_payload(material.traffic.payload_bytes)
-        system = make(recording, np.random.default_rng([seed, 2]), version)
+        system = make(Entry(order, recording, version, np.random.default_rng([seed, 2])))
         replayed = _engine(material, link, seed).run(system, fixed_rate(len(order), material.traffic.rate))
-        right = replayed.right(recording.edge_right, recording.cloud_right)
         latencies.append(_by_image(replayed.total_ms, order, images))
-        rights.append(_by_image(right, order, images))
+        rights.append(_by_image(replayed.right(system), order, images))
         replays.append(replayed)
     total_ms = np.concatenate([replayed.total_ms for replayed in replays])
     return Run(
@@ -122,28 +138,52 @@ def _parts(replays: Sequence[Replayed]) -> dict[str, float]:
 def product(material: Material, slowness: float = 1.0, **switcher: Any) -> Maker:
     """EdgeFM under the settings of its switcher, from a cold start: the evidence window has to fill first."""
 
-    def make(recording: Recording, rng: np.random.Generator, version: Version) -> System:
-        device_ms = material.device.slower(slowness).draw(rng, len(recording))
-        config = SwitcherConfig(seed=version.seed, **switcher)
-        return edgefm(recording, device_ms, config, material.traffic.deadline_ms, Calibration())
+    def make(entry: Entry) -> System:
+        device_ms = material.device.slower(slowness).draw(entry.rng, len(entry.order))
+        config = SwitcherConfig(seed=entry.version.seed, **switcher)
+        return edgefm(entry.recording, device_ms, config, material.traffic.deadline_ms, Calibration())
 
     return make
 
 
 def edge_only(material: Material, slowness: float = 1.0) -> Maker:
-    return lambda recording, rng, version: Fixed(
-        recording, material.device.slower(slowness).draw(rng, len(recording)), 0.0
-    )
+    return fixed(material, lambda version: 0.0, slowness)
 
 
 def cloud_only(material: Material) -> Maker:
-    return lambda recording, rng, version: Fixed(recording, ENCODE_MS.draw(rng, len(recording)), math.inf)
+    return lambda entry: Fixed(entry.recording, ENCODE_MS.draw(entry.rng, len(entry.order)), math.inf)
 
 
-def fixed(material: Material, threshold: Callable[[Version], float]) -> Maker:
-    return lambda recording, rng, version: Fixed(
-        recording, material.device.draw(rng, len(recording)), threshold(version)
-    )
+def fixed(material: Material, threshold: Callable[[Version], float], slowness: float = 1.0) -> Maker:
+    def make(entry: Entry) -> System:
+        device_ms = material.device.slower(slowness).draw(entry.rng, len(entry.order))
+        return Fixed(entry.recording, device_ms, threshold(entry.version))
+
+    return make
+
+
+def persephonee(material: Material, slowness: float = 1.0) -> Maker:
+    def make(entry: Entry) -> System:
+        rival, costs = material.rivals[entry.version.seed], _costs(material)
+        factors = costs.draw(entry.rng, len(entry.order), slowness)
+        return PersEPhonEE(rival.recording.at(entry.order), costs, rival.rule, factors)
+
+    return make
+
+
+def spinn(material: Material, slowness: float = 1.0) -> Maker:
+    def make(entry: Entry) -> System:
+        rival, costs, traffic = material.rivals[entry.version.seed], _costs(material), material.traffic
+        factors = costs.draw(entry.rng, len(entry.order), slowness)
+        recording = rival.recording.at(entry.order).with_payload(traffic.payload_bytes)
+        return Spinn(recording, costs, rival.rule, factors, traffic.deadline_ms)
+
+    return make
+
+
+def _costs(material: Material) -> StageCosts:
+    assert material.stages is not None, "the material of a contest with rivals has their costs"
+    return material.stages
 
 
 def lowest_threshold(versions: Sequence[Version], allowed_loss: float) -> float:

@@ -13,6 +13,8 @@ from ...models.device_profile import DeviceProfile
 from ..bench.learner import interval
 from ..replay.timing import CloudProfile, Timing
 from ..traces import Trace
+from .fm_stages import StageCosts
+from .rivals import Rival
 from .study import LookAtFM, Version
 
 Data = Mapping[str, Any]
@@ -54,6 +56,7 @@ class Material:
         samples: replayed for each system, trace and seed.
         added_labels, uploads: see `edgefm.deploy.evaluate.lessons`.
         profile: of this device, for the students.
+        rivals: by seed, on the first look; `stages` is what the FM's pieces cost here.
     """
 
     looks: tuple[str, ...]
@@ -70,6 +73,8 @@ class Material:
     added_labels: Sequence[Data] = ()
     uploads: Sequence[Data] = ()
     profile: DeviceProfile | None = None
+    rivals: Sequence[Rival] = ()
+    stages: StageCosts | None = None
 
     def version(self, look: str, seed: int, method: str, samples: int | None = None) -> Version:
         """That version; without `samples` the one that has learned most."""

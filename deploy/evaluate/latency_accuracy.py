@@ -56,6 +56,8 @@ def _systems(material: Material, best_fixed: float) -> dict[str, Callable[[Mater
         "cloud-only": with_maker(contest.cloud_only(material)),
         "edge-only": with_maker(contest.edge_only(material)),
         "edge-only, version 0": with_maker(contest.edge_only(material), "version 0"),
+        "spinn": with_maker(contest.spinn(material)),
+        "persephonee": with_maker(contest.persephonee(material)),
         "fixed-threshold": with_maker(contest.fixed(material, lambda version: best_fixed)),
         "oracle-threshold": with_maker(
             contest.fixed(material, lambda version: contest.lowest_threshold([version], allowed))

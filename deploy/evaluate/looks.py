@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,22 +55,17 @@ def take(look: Look, student: str, stream: int, scoring: int, folder: Path) -> P
     model, config = load_foundation_model("synclip"), CustomizationConfig(threads=1)
     learner = Learner(model, student_profile(student), config)
     place = Place.open(look.data, model, stream)
-    place = replace(
-        place,
-        stream=place.stream[:stream],
-        scoring=_spread(place.scoring, scoring),
-        truth=np.array(_spread(list(place.truth), scoring), dtype=object),
-    )
+    chosen = spread(len(place.scoring), scoring)
     folder.mkdir(parents=True)
-    encoded = place.scoring_under(look.condition)
+    encoded = [place.scoring_under(look.condition)[row] for row in chosen]
     parts = {
-        "stream": learner.look(place.stream_under(look.condition), config.views),
+        "stream": learner.look(place.stream_under(look.condition)[:stream], config.views),
         "scored": learner.look(encoded, 1),
     }
     for part, images in parts.items():
         for name in _ARRAYS:
             np.save(folder / f"{part}-{name}.npy", getattr(images, name))
-    np.save(folder / "truth.npy", place.truth.astype(np.str_))
+    np.save(folder / "truth.npy", place.truth[chosen].astype(np.str_))
     np.save(folder / "size_bytes.npy", np.array([len(data) for data in encoded]))
     place.pool.save(folder / "pool.npz")
     return folder
@@ -88,8 +82,6 @@ def open_look(look: Look, folder: Path) -> Seen:
     return Seen(look, LabelPool.load(folder / "pool.npz"), images("stream"), images("scored"), truth, size_bytes)
 
 
-def _spread(items: Sequence[object], count: int) -> list:
-    """`count` of the items, evenly spaced: the images of a label lie together."""
-    if count >= len(items):
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+def spread(available: int, wanted: int) -> np.ndarray:
+    """Rows of at most so many items, evenly spaced: the images of a label lie together."""
+    return np.unique(np.linspace(0, available - 1, min(wanted, available)).round().astype(int))

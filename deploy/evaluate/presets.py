@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ...models.errors import ConfigError
-from . import bandwidth, environment_change, latency_accuracy, margins, open_set, students, uploads
+from . import bandwidth, crossover, environment_change, latency_accuracy, margins, open_set, students, uploads
 from .experiment import Experiment
 
 PRESETS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (environment_change, latency_accuracy, bandwidth, uploads, students, open_set, margins)
+    for module in (environment_change, latency_accuracy, crossover, bandwidth, uploads, students, open_set, margins)
 }
 
 

@@ -15,19 +15,22 @@ from rich.console import Console
 from ...models.device_profile import DeviceProfile
 from ...models.errors import ConfigError, InputError
 from ...models.foundation import load_foundation_model
-from ..bench.learner import on_every_core
+from ..bench.learner import Place, on_every_core
 from ..demo_results import describe_environment
 from ..replay.stream import Stream, measure_cloud, record
 from ..replay.timing import CloudProfile, Timing, student_timing
 from ..traces import constant_trace, downlink_beside, open_trace
 from . import lessons, study
 from .experiment import Data, Experiment, Link, Material, Traffic, estimate
+from .fm_stages import StageCosts
 from .looks import Look, take
+from .rivals import measure_stages, teach_rivals
 from .students import profile_here
 
 FORMAT = 1
 _PROFILED_IMAGES = 200
-_OF_LESSONS = ("uploads", "open-set")
+_CONTESTS = {"latency-accuracy", "crossover"}
+"""With rivals in them."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,9 @@ def evaluate(options: EvaluateOptions, experiments: Sequence[Experiment], consol
     size = QUICK_SIZE if options.quick else FULL_SIZE
     names = {experiment.name for experiment in experiments}
     device, cloud, profile = _profiles(options, "students" in names, size, console)
+    stages = _stages(options, console) if names & _CONTESTS else None
     with tempfile.TemporaryDirectory(prefix="edgefm-evaluate-") as folder:
-        material = _material(options, size, names, links, device, cloud, profile, Path(folder), console)
+        material = _material(options, size, names, links, device, cloud, profile, stages, Path(folder), console)
     measured = {}
     for experiment in experiments:
         started = time.perf_counter()
@@ -135,6 +139,13 @@ def _profiles(
     return device, cloud, profile
 
 
+def _stages(options: EvaluateOptions, console: Console) -> StageCosts:
+    with console.status("Measuring the FM in pieces on this machine ..."):
+        model = load_foundation_model("synclip")
+        place = Place.open(options.data[0], model, _PROFILED_IMAGES)
+        return measure_stages(model, [frame.encoded for frame in place.stream[:_PROFILED_IMAGES]], place)
+
+
 def _material(
     options: EvaluateOptions,
     size: Size,
@@ -143,6 +154,7 @@ def _material(
     device: Timing,
     cloud: CloudProfile,
     profile: DeviceProfile | None,
+    stages: StageCosts | None,
     folder: Path,
     console: Console,
 ) -> Material:
@@ -174,6 +186,9 @@ def _material(
         samples=size.samples,
         profile=profile,
     )
+    if names & _CONTESTS:
+        work = [(looks[0], settings, size.scoring, size.seeds)]
+        material = replace(material, rivals=next(iter(on_every_core(teach_rivals, work, console))), stages=stages)
     night = seen[-1]
     if "uploads" in names:
         material = replace(material, uploads=_uploads((seen[0], night), settings, size, console))

@@ -62,9 +62,9 @@ class Replayed:
     def share(self, route: str) -> float:
         return float((self.route == ROUTES.index(route)).mean())
 
-    def right(self, edge_right: np.ndarray, cloud_right: np.ndarray) -> np.ndarray:
+    def right(self, system: System) -> np.ndarray:
         """(N,) bool: what answered named the label."""
-        return np.where(self.route == _CLOUD, cloud_right, edge_right)
+        return np.where(self.route == _CLOUD, system.cloud_right, system.edge_right)
 
     @staticmethod
     def empty(samples: int) -> Replayed:
@@ -106,18 +106,20 @@ class Engine:
         out = Replayed.empty(len(arrivals_ms))
         out.arrival_ms[:] = arrivals_ms
         self._system, self._out = system, out
-        device, size_bytes, work = (getattr(system, name).tolist() for name in ("device_ms", "size_bytes", "work"))
         rows: list[tuple[float, float, float, float]] = []
         free_ms = self._free_ms
         for sample, arrival_ms in enumerate(arrivals_ms.tolist()):
-            device_ms = device[sample]
-            now_ms = free_ms = max(arrival_ms, free_ms) + device_ms
+            now_ms = max(arrival_ms, free_ms)
+            if self._events:
+                self._advance(now_ms)
+            device_ms = system.begin(sample, now_ms)
+            now_ms = free_ms = now_ms + device_ms
             if self._events:
                 self._advance(now_ms)
             decision = system.decide(sample, device_ms, now_ms)
             rows.append((now_ms - arrival_ms, decision.predicted_ms, _number(decision), system.bandwidth_mbps))
             if decision.to_cloud:
-                self._ask(sample, decision, size_bytes[sample], work[sample], now_ms)
+                self._ask(sample, decision, now_ms)
             elif decision.reason == "link":
                 out.route[sample] = _FALLBACK
         self._advance(math.inf)
@@ -127,10 +129,10 @@ class Engine:
         out.total_ms[local] += out.device_ms[local]
         return out
 
-    def _ask(self, sample: int, decision: Decision, size_bytes: int, work: float, now_ms: float) -> None:
+    def _ask(self, sample: int, decision: Decision, now_ms: float) -> None:
         query, network = self._next(), self._network
         self._pending[query] = (sample, now_ms, decision.propensity)
-        self._system.asked(sample, query, size_bytes, now_ms)
+        size_bytes, work = self._system.ask(sample, query, now_ms)
         self._out.bytes_sent[sample] = size_bytes + FRAMING_BYTES
         self._out.audit[sample] = decision.reason == "audit"
         there_ms = network.uplink.send(size_bytes + FRAMING_BYTES, now_ms) + network.propagation_ms

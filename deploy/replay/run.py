@@ -19,6 +19,7 @@ from .arrivals import fixed_rate, poisson, recorded
 from .engine import Replayed
 from .recording import Recording
 from .settings import Outcome, ReplaySettings, disagreements
+from .systems import System
 from .timing import CloudProfile, Timing, student_timing
 from .virtual import outcome_of, run_virtual
 
@@ -62,7 +63,7 @@ def run_replay(options: ReplayOptions, console: Console) -> dict[str, Any]:
         live = run_live(stream, settings, options.student, console)
         begin_ms = live.begin_ms
     began = time.perf_counter()
-    replayed = run_virtual(recording, device, cloud, settings, arrivals_ms[: settings.samples], begin_ms)
+    replayed, system = run_virtual(recording, device, cloud, settings, arrivals_ms[: settings.samples], begin_ms)
     seconds = time.perf_counter() - began
     virtual = outcome_of(replayed)
     found = [] if live is None else disagreements(live.outcome, virtual)
@@ -70,7 +71,7 @@ def run_replay(options: ReplayOptions, console: Console) -> dict[str, Any]:
         "virtual": virtual.as_dict(),
         "predicted_mean_ms": _predicted(replayed),
         "parts_ms": _parts(replayed),
-        "accuracy": _accuracy(recording.repeated(settings.samples), replayed),
+        "accuracy": _accuracy(system, replayed),
         "live": None if live is None else live.outcome.as_dict(),
         "live_query_framing_bytes": None if live is None else round(live.query_framing_bytes, 1),
         "live_answer_bytes": None if live is None else round(live.answer_bytes, 1),
@@ -129,9 +130,8 @@ def _parts(replayed: Replayed) -> dict[str, float]:
     return {part: round(float(getattr(replayed, name).mean()), 3) for part, name in names.items()}
 
 
-def _accuracy(recording: Recording, replayed: Replayed) -> dict[str, float]:
-    right = replayed.right(recording.edge_right, recording.cloud_right)
-    each = {"system": right, "fm": recording.cloud_right, "student": recording.edge_right}
+def _accuracy(system: System, replayed: Replayed) -> dict[str, float]:
+    each = {"system": replayed.right(system), "fm": system.cloud_right, "student": system.edge_right}
     return {name: round(float(values.mean()), 4) for name, values in each.items()}
 
 

@@ -21,19 +21,24 @@ FRAMING_BYTES = 140
 class System(Protocol):
     """A system under replay. Samples are rows of its recording; times are in virtual ms.
 
-    Attributes:
-        device_ms: (N,) what the device computes for each sample before it decides.
-        size_bytes: (N,) what a query sends.
-        work: (N,) share of the FM's computation that a query leaves to the cloud.
+    `edge_right`, `cloud_right`: (N,) bool, whether the device's answer and the cloud's name the label; final after the run.
     """
 
-    device_ms: np.ndarray
-    size_bytes: np.ndarray
-    work: np.ndarray
+    @property
+    def edge_right(self) -> np.ndarray: ...
+
+    @property
+    def cloud_right(self) -> np.ndarray: ...
+
+    def begin(self, sample: int, now_ms: float) -> float:
+        """The device takes a sample; returns how long it computes before it decides, in ms."""
+        ...
 
     def decide(self, sample: int, device_ms: float, now_ms: float) -> Decision: ...
 
-    def asked(self, sample: int, query: int, size_bytes: int, now_ms: float) -> None: ...
+    def ask(self, sample: int, query: int, now_ms: float) -> tuple[int, float]:
+        """The device sends a query; returns its bytes, and the share of the FM's computation left to the cloud."""
+        ...
 
     def answered(self, sample: int, query: int, now_ms: float, server_ms: float, propensity: float) -> None: ...
 
@@ -49,18 +54,23 @@ class EdgeFM:
     """The product: student, then the router of `edgefm.edge`."""
 
     def __init__(self, recording: Recording, device_ms: np.ndarray, router: Router) -> None:
-        self.device_ms = device_ms
-        self.size_bytes = recording.size_bytes
-        self.work = np.ones(len(recording))
         self.router = router
+        self.edge_right, self.cloud_right = recording.edge_right, recording.cloud_right
+        self._device_ms = device_ms.tolist()
+        self._size_bytes = recording.size_bytes.tolist()
         self._margins = recording.margins.tolist()
         self._agreements = recording.agreements.tolist()
+
+    def begin(self, sample: int, now_ms: float) -> float:
+        return self._device_ms[sample]
 
     def decide(self, sample: int, device_ms: float, now_ms: float) -> Decision:
         return self.router.decide(self._margins[sample], device_ms, now_ms)
 
-    def asked(self, sample: int, query: int, size_bytes: int, now_ms: float) -> None:
+    def ask(self, sample: int, query: int, now_ms: float) -> tuple[int, float]:
+        size_bytes = self._size_bytes[sample]
         self.router.asked(query, size_bytes, now_ms)
+        return size_bytes, 1.0
 
     def answered(self, sample: int, query: int, now_ms: float, server_ms: float, propensity: float) -> None:
         self.router.answered(query, now_ms, server_ms)
@@ -89,18 +99,21 @@ class Fixed:
     """
 
     def __init__(self, recording: Recording, device_ms: np.ndarray, threshold: float) -> None:
-        self.device_ms = device_ms
-        self.size_bytes = recording.size_bytes
-        self.work = np.ones(len(recording))
         self.threshold = threshold
+        self.edge_right, self.cloud_right = recording.edge_right, recording.cloud_right
+        self._device_ms = device_ms.tolist()
+        self._size_bytes = recording.size_bytes.tolist()
         self._margins = recording.margins.tolist()
+
+    def begin(self, sample: int, now_ms: float) -> float:
+        return self._device_ms[sample]
 
     def decide(self, sample: int, device_ms: float, now_ms: float) -> Decision:
         to_cloud = self._margins[sample] < self.threshold
         return Decision(to_cloud, "margin", float(to_cloud), self.threshold, math.nan)
 
-    def asked(self, sample: int, query: int, size_bytes: int, now_ms: float) -> None:
-        pass
+    def ask(self, sample: int, query: int, now_ms: float) -> tuple[int, float]:
+        return self._size_bytes[sample], 1.0
 
     def answered(self, sample: int, query: int, now_ms: float, server_ms: float, propensity: float) -> None:
         pass

@@ -9,7 +9,7 @@ from .arrivals import fixed_rate
 from .engine import ROUTES, Engine, Network, Replayed
 from .recording import Recording
 from .settings import Outcome, ReplaySettings
-from .systems import edgefm
+from .systems import System, edgefm
 from .timing import CloudProfile, Timing
 from .virtual_cloud import VirtualCloud
 from .virtual_link import VirtualLink
@@ -22,7 +22,7 @@ def run_virtual(
     settings: ReplaySettings,
     arrivals_ms: np.ndarray | None = None,
     begin_ms: float = 0.0,
-) -> Replayed:
+) -> tuple[Replayed, System]:
     """Replays `settings.samples` of the recording, from its begin again when it ends.
 
     Args:
@@ -40,7 +40,8 @@ def run_virtual(
     )
     engine = Engine(network, VirtualCloud(cloud, settings.seed), settings.deadline_ms)
     device_ms = device.draw(rng, len(stream))
-    return engine.run(edgefm(stream, device_ms, settings.switcher, settings.deadline_ms, Calibration()), arrivals_ms)
+    system = edgefm(stream, device_ms, settings.switcher, settings.deadline_ms, Calibration())
+    return engine.run(system, arrivals_ms), system
 
 
 def outcome_of(replayed: Replayed) -> Outcome:

@@ -69,10 +69,11 @@ def test_frames_wait_for_a_busy_device_in_order() -> None:
 def test_what_meets_its_deadline_is_fallback_with_the_devices_answer() -> None:
     silent = Trace("silent", np.array([100_000_000]))
     stream = recording(3)
-    replayed = engine(silent, EVEN, deadline_ms=300.0).run(Fixed(stream, np.full(3, 4.0), math.inf), fixed_rate(3, 1.0))
+    system = Fixed(stream, np.full(3, 4.0), math.inf)
+    replayed = engine(silent, EVEN, deadline_ms=300.0).run(system, fixed_rate(3, 1.0))
     assert replayed.share("fallback") == 1.0
     assert replayed.total_ms == pytest.approx([304.0] * 3)
-    assert list(replayed.right(stream.edge_right, stream.cloud_right)) == list(stream.edge_right)
+    assert list(replayed.right(system)) == list(stream.edge_right)
 
 
 def test_a_busy_cloud_queues() -> None:
