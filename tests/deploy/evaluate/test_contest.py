@@ -8,42 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from edgefm.deploy.evaluate import contest
-from edgefm.deploy.evaluate.experiment import Link, Material, Traffic
-from edgefm.deploy.evaluate.study import FULL, Version
-from edgefm.deploy.replay.recording import Recording
-from edgefm.deploy.replay.timing import BatchCost, CloudProfile, Timing
-from edgefm.deploy.traces import constant_trace
-from edgefm.models.confidence import Confidence
-
-IMAGES = 60
-LINK = Link("even", constant_trace(6.0), constant_trace(6.0))
-
-
-def version(seed: int, method: str = FULL, samples: int = 400) -> Version:
-    """A student that is right where its margin is above 0.1, beside an FM that is always right."""
-    rng = np.random.default_rng(seed)
-    margins = rng.uniform(0, 0.5, IMAGES)
-    right = margins > 0.1
-    recording = Recording(margins, right.astype(float), right, np.ones(IMAGES, bool), np.full(IMAGES, 2000))
-    return Version("place", seed, method, samples, np.zeros((IMAGES, 3)), recording, Confidence(0.05), 0.1)
-
-
-@pytest.fixture(scope="module")
-def material() -> Material:
-    cost = BatchCost(size=1, p50_ms=20.0, p95_ms=25.0)
-    return Material(
-        looks=("place",),
-        fm={},
-        versions=[version(seed) for seed in range(3)] + [version(0, samples=100)],
-        seeds=3,
-        target=0.99,
-        student="lite0-64",
-        device=Timing(4.0, 5.0),
-        cloud=CloudProfile(source="a test", foundation_model="none", batches=(cost,)),
-        links=[LINK],
-        traffic=Traffic(),
-        samples=600,
-    )
+from edgefm.deploy.evaluate.experiment import Material
+from edgefm.deploy.evaluate.study import FULL
 
 
 def test_the_version_that_has_learned_most(material: Material) -> None:
@@ -52,13 +18,13 @@ def test_the_version_that_has_learned_most(material: Material) -> None:
 
 
 def test_edge_only_and_cloud_only_are_the_two_ends(material: Material) -> None:
-    edge = contest.compete(material, "place", LINK, contest.edge_only(material))
-    cloud = contest.compete(material, "place", LINK, contest.cloud_only(material))
+    edge = contest.compete(material, "place", material.links[0], contest.edge_only(material))
+    cloud = contest.compete(material, "place", material.links[0], contest.cloud_only(material))
     assert edge.shares["edge"] == 1.0 and cloud.shares["cloud"] == 1.0
     assert edge.latency_ms.mean() == pytest.approx(material.device.mean_ms, rel=0.05)
-    assert edge.latency_ms.shape == edge.right.shape == (3, IMAGES)
+    assert edge.latency_ms.shape == edge.right.shape == (3, 60)
     assert np.array_equal(edge.right[0] == 1.0, material.version("place", 0, FULL).recording.edge_right)
-    assert cloud.right.min() == 1.0
+    assert np.array_equal(cloud.right[0] == 1.0, material.version("place", 0, FULL).recording.cloud_right)
     # 14 packets of 2 ms each for 20 kB at 6 Mbit/s, the round trip, the FM.
     assert 28 + 50 + 20 < cloud.latency_ms.mean() < 28 + 50 + 20 + 8
     parts = sum(cloud.parts_ms.values())
@@ -66,8 +32,8 @@ def test_edge_only_and_cloud_only_are_the_two_ends(material: Material) -> None:
 
 
 def test_the_product_lies_between_and_keeps_its_target(material: Material) -> None:
-    cloud = contest.compete(material, "place", LINK, contest.cloud_only(material))
-    ours = contest.compete(material, "place", LINK, contest.product(material, accuracy_target=0.99))
+    cloud = contest.compete(material, "place", material.links[0], contest.cloud_only(material))
+    ours = contest.compete(material, "place", material.links[0], contest.product(material, accuracy_target=0.99))
     described = ours.described(cloud)
     assert 0.4 < ours.shares["edge"] < 0.9
     assert described["latency_over_cloud_only"] < 0.8
@@ -76,15 +42,26 @@ def test_the_product_lies_between_and_keeps_its_target(material: Material) -> No
 
 
 def test_the_lowest_threshold_is_where_the_student_stops_losing(material: Material) -> None:
-    versions = material.versions[:3]
+    versions = [material.version("place", seed, FULL) for seed in range(3)]
     threshold = contest.lowest_threshold(versions, 0.0)
-    assert 0.09 < threshold < 0.13
+    assert 0.05 < threshold < 0.13
     assert contest.lowest_threshold(versions, 1.0) < 0.02
-    never = replace(versions[0], recording=replace(versions[0].recording, edge_right=np.zeros(IMAGES, bool)))
+    never = replace(versions[0], recording=replace(versions[0].recording, edge_right=np.zeros(60, bool)))
     assert contest.lowest_threshold([never], 0.0) == math.inf
 
 
 def test_every_image_is_replayed_as_often_as_the_others() -> None:
-    order = contest._order(IMAGES, 150, seed=1)
-    counts = np.bincount(order, minlength=IMAGES)
+    order = contest._order(60, 150, seed=1)
+    counts = np.bincount(order, minlength=60)
     assert counts.sum() == 150 and set(counts) <= {2, 3}
+
+
+def test_rivals_answer_for_themselves(material: Material) -> None:
+    link = material.links[0]
+    alone = contest.compete(material, "place", link, contest.persephonee(material))
+    assert alone.shares["edge"] == 1.0 and alone.right.min() == 1.0
+    assert 10 < alone.latency_ms.mean() < 18, "every other sample leaves at the second exit"
+    slow = contest.compete(material, "place", link, contest.spinn(material, slowness=50.0))
+    assert slow.shares["cloud"] > 0.9, "a device so slow sends the image"
+    fast = contest.compete(material, "place", link, contest.spinn(material))
+    assert fast.latency_ms.mean() < slow.latency_ms.mean()
