@@ -29,7 +29,7 @@ from .study import FULL, Version
 
 BOUNDS_MS = (50.0, 100.0, 150.0)
 ENCODE_MS = Timing(0.5, 0.8)
-"""What a device without a student takes for a frame that is encoded already: reading and sending it."""
+"""Assumed, not measured: what a device without a student takes to read and send a frame that is encoded already."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .experiment import Chart, Data, Experiment, Link, Material, Shown, Table
 SLOWNESS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 MBIT_PER_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 WITHIN = 0.01
-_SHARE_OF_SAMPLES = 0.2
+_SHARE_OF_SAMPLES, _LEAST = 0.2, 60
 _NAMES = ("edgefm", "cloud-only", "spinn", "persephonee")
 _MARKS = {"edgefm": "E", "cloud-only": "C", "spinn": "S", "persephonee": "P"}
 
@@ -27,7 +27,7 @@ def measure(material: Material) -> dict[str, Any]:
     """One cell: mean latency and accuracy of each system. The winner is the fastest of those that lose at most a point of
     accuracy against cloud-only's FM; on links that leave queries unanswered that may be none."""
     look = material.looks[0]
-    few = replace(material, samples=max(round(_SHARE_OF_SAMPLES * material.samples), 300))
+    few = replace(material, samples=max(round(_SHARE_OF_SAMPLES * material.samples), _LEAST))
     fm_accuracy = float(
         np.mean([few.version(look, seed, contest.FULL).recording.cloud_right.mean() for seed in range(few.seeds)])
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
 
 from ...models.device_profile import DeviceProfile
 from ..bench.learner import interval
@@ -135,6 +136,15 @@ def estimate(values: Sequence[np.ndarray] | np.ndarray) -> dict[str, Any]:
     """Mean over (seeds, images), with its 95 % bootstrap interval over both."""
     stacked = np.asarray(values, float)
     return {"mean": round(float(stacked.mean()), 5), "interval": interval(stacked)}
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Probability that a positive (N,) sample scores above a negative one, ties count half; 0.5 where one kind is missing."""
+    ahead = int(positive.sum())
+    behind = len(positive) - ahead
+    if not ahead or not behind:
+        return 0.5
+    return float((rankdata(scores)[positive].sum() - ahead * (ahead + 1) / 2) / (ahead * behind))
 
 
 def told(value: Data, factor: float = 1.0, digits: int = 3, sign: bool = False) -> str:

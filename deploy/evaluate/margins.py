@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_auc_score
 
 from .charts import LINES
-from .experiment import Chart, Data, Experiment, Material, Shown, Table
+from .experiment import Chart, Data, Experiment, Material, Shown, Table, auroc
 from .study import FULL, HEAD
 
 _BINS = 10
@@ -45,17 +44,11 @@ def _auroc(margins: np.ndarray, agrees: np.ndarray) -> dict[str, Any]:
     for _ in range(500):
         columns = rng.integers(images, size=images)
         chosen = rng.integers(seeds, size=seeds)
-        drawn.append(np.mean([_area(margins[s, columns], agrees[s, columns]) for s in chosen]))
-    mean = float(np.mean([_area(m, a) for m, a in zip(margins, agrees, strict=True)]))
+        drawn.append(np.mean([auroc(margins[s, columns], agrees[s, columns]) for s in chosen]))
+    mean = float(np.mean([auroc(m, a) for m, a in zip(margins, agrees, strict=True)]))
     return {
         "auroc": {"mean": round(mean, 4), "interval": [round(float(b), 4) for b in np.quantile(drawn, (0.025, 0.975))]}
     }
-
-
-def _area(scores: np.ndarray, positive: np.ndarray) -> float:
-    if positive.all() or not positive.any():
-        return 0.5  # one class alone cannot be told apart
-    return float(roc_auc_score(positive, scores))
 
 
 def _reliability(margins: np.ndarray, agrees: np.ndarray, cost: np.ndarray, lost: np.ndarray) -> list[dict[str, float]]:

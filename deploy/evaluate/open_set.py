@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_auc_score
 
-from .experiment import Chart, Data, Experiment, Material, Shown, Table, told
+from .experiment import Chart, Data, Experiment, Material, Shown, Table, auroc, told
 from .study import FULL, LookAtFM
 
 Score = Callable[[np.ndarray], np.ndarray]
@@ -87,7 +86,7 @@ def _detection(answerers: Sequence[_Answerer], fm: LookAtFM) -> dict[str, Any]:
             hidden = np.arange(len(labels)) % _FOLDS == fold
             scores, known = answerer(~hidden), ~np.isin(fm.truth, labels[hidden])
             drawn = [np.arange(len(scores)), *(rng.integers(len(scores), size=len(scores)) for _ in range(_RESAMPLES))]
-            areas.append([roc_auc_score(known[rows], scores[rows]) for rows in drawn])
+            areas.append([auroc(scores[rows], known[rows]) for rows in drawn])
             passes.append([_false_positives(scores[rows], known[rows]) for rows in drawn])
     return {"auroc": _mean_and_interval(areas), "fpr95": _mean_and_interval(passes)}
 

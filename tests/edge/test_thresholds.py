@@ -97,3 +97,10 @@ def test_without_a_curve_only_all_cloud_is_known_to_agree():
     table = ThresholdTable.build(np.array([0.3, 0.1, 0.2]), None, Costs(5.0, 40.0, 10.0))
     assert np.isnan(table.agreement[:-1]).all() and table.agreement[-1] == 1.0
     assert table.thresholds[table.smallest_cloud_use(0.5)] == math.inf
+
+
+@given(windows, costs, st.floats(1.0, 300.0), st.floats(0.0, 200.0))
+def test_a_faster_link_never_lowers_the_threshold(window, cost, bound, less):
+    faster = Costs(cost.edge_ms, max(cost.transit_ms - less, 0.0), cost.cloud_ms)
+    on_slow, on_fast = (ThresholdTable.build(np.array(window), CURVE, c).largest_within(bound) for c in (cost, faster))
+    assert on_slow is None or (on_fast is not None and on_fast >= on_slow)

@@ -91,7 +91,7 @@ def material() -> Material:
         cloud=CloudProfile(source="a test", foundation_model="none", batches=(cost,)),
         links=[LINK],
         traffic=Traffic(),
-        samples=600,
+        samples=300,
         rivals=[rival()] * SEEDS,
         stages=stages,
     )

@@ -32,6 +32,7 @@ def test_edge_only_and_cloud_only_are_the_two_ends(material: Material) -> None:
 
 
 def test_the_product_lies_between_and_keeps_its_target(material: Material) -> None:
+    material = replace(material, samples=1200)  # its cold start takes a while
     cloud = contest.compete(material, "place", material.links[0], contest.cloud_only(material))
     ours = contest.compete(material, "place", material.links[0], contest.product(material, accuracy_target=0.99))
     described = ours.described(cloud)

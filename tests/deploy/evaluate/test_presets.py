@@ -88,7 +88,7 @@ def test_a_report_is_one_page_that_needs_nothing_else(result: dict[str, Any], tm
     assert not re.search(r"""(src|href)=["'](?!#)""", html), "nothing is fetched"
     ids = re.findall(r'\bid=["\']([^"\']+)', html)
     assert len(ids) == len(set(ids)), "no id twice"
-    assert "nan" not in re.sub(r"<svg.*?</svg>", "", html, flags=re.DOTALL).lower().replace("finance", "")
+    assert ">nan" not in html
     assert len(html) < 3_000_000
 
 

@@ -113,3 +113,25 @@ def test_runs_go_on_from_one_another() -> None:
     second = once.run(Fixed(stream, np.full(100, 4.0), 0.2), fixed_rate(100, 10.0) + 10_000.0)
     assert second.arrival_ms[0] > first.arrival_ms[-1]
     assert first.total_ms == pytest.approx(second.total_ms)
+
+
+@pytest.mark.parametrize("mbit", [1.0, 6.0, 40.0])
+@pytest.mark.parametrize("objective", ["accuracy_target", "latency_bound"])
+def test_on_constant_links_the_prediction_is_within_5_percent(mbit: float, objective: str) -> None:
+    stream, link = recording(3000), constant_trace(mbit)
+    config = SwitcherConfig(objective=objective, latency_bound_ms=60.0)  # pyright: ignore[reportArgumentType]
+    system = edgefm(stream, np.full(3000, DEVICE_MS), config, 1000.0, Calibration())
+    replayed = engine(link, link).run(system, fixed_rate(3000, 2.0))
+    settled = slice(500, None)
+    assert replayed.predicted_ms[settled].mean() == pytest.approx(replayed.total_ms[settled].mean(), rel=0.05)
+    if objective == "latency_bound":
+        assert replayed.total_ms[settled].mean() <= 60.0 * 1.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_a_wandering_link_it_is_within_20_percent(seed: int) -> None:
+    stream, link = recording(3000, size_bytes=20_000), synthetic_trace(seed)
+    system = edgefm(stream, np.full(3000, DEVICE_MS), SwitcherConfig(), 1000.0, Calibration())
+    replayed = engine(link, link).run(system, fixed_rate(3000, 2.0))
+    settled = slice(500, None)
+    assert replayed.predicted_ms[settled].mean() == pytest.approx(replayed.total_ms[settled].mean(), rel=0.2)
