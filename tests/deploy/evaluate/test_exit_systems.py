@@ -64,7 +64,7 @@ def test_persephonee_asks_nobody_and_takes_what_its_exit_takes():
     assert replayed.total_ms == pytest.approx(COSTS.device_ms[first] * factors)
     assert replayed.predicted_ms.mean() == pytest.approx(replayed.total_ms.mean(), rel=0.05)
     expected = stream.edge_right[np.arange(300), first]
-    assert np.array_equal(replayed.right(system.edge_right, system.cloud_right), expected)
+    assert np.array_equal(replayed.right(system), expected)
 
 
 def test_the_slower_the_link_the_less_is_sent_and_at_last_nothing():
@@ -104,7 +104,7 @@ def test_an_exit_on_the_way_answers_and_the_rest_goes_on_from_the_split():
     late = slice(100, None)
     assert replayed.predicted_ms[late].mean() == pytest.approx(replayed.total_ms[late].mean(), rel=0.1)
     expected = np.where(on_edge, stream.edge_right[np.arange(400), first], True)
-    assert np.array_equal(replayed.right(system.edge_right, system.cloud_right), expected)
+    assert np.array_equal(replayed.right(system), expected)
 
 
 @pytest.mark.parametrize(("slowness", "bits_per_ms", "image"), [(20.0, 50_000.0, True), (1.0, 1500.0, False)])
