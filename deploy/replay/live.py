@@ -26,9 +26,11 @@ _POLL_S = 0.005
 
 @dataclass(frozen=True)
 class LiveRun:
-    """`begin_ms`: where on the traces the first frame came. `query_framing_bytes`, `answer_bytes`: means, on the link."""
+    """`begin_ms`: where on the traces the first frame came. `parts_ms`: means over all samples of what was spent where.
+    `query_framing_bytes`, `answer_bytes`: means, on the link."""
 
     outcome: Outcome
+    parts_ms: dict[str, float]
     begin_ms: float
     query_framing_bytes: float
     answer_bytes: float
@@ -63,10 +65,24 @@ def run_live(stream: Stream, settings: ReplaySettings, student: str, console: Co
     first_ms = min(r["time_s"] * 1e3 - r["total_ms"] for r in records)
     return LiveRun(
         outcome,
+        _parts(records),
         began_ms + first_ms,
         (traffic[0] - sum(asked)) / max(len(asked), 1),
         traffic[1] / max(len(asked), 1),
     )
+
+
+def _parts(records: list[dict[str, Any]]) -> dict[str, float]:
+    parts = {
+        "device": ("decode_ms", "preprocess_ms", "student_ms"),
+        "network": ("transit_ms",),
+        "queue": ("queue_ms",),
+        "compute": ("compute_ms",),
+    }
+    return {
+        name: round(float(np.mean([sum(record[key] for key in keys) for record in records])), 3)
+        for name, keys in parts.items()
+    }
 
 
 def _write_stream(path: Path, stream: Stream, settings: ReplaySettings) -> None:

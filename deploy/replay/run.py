@@ -73,6 +73,7 @@ def run_replay(options: ReplayOptions, console: Console) -> dict[str, Any]:
         "parts_ms": _parts(replayed),
         "accuracy": _accuracy(system, replayed),
         "live": None if live is None else live.outcome.as_dict(),
+        "live_parts_ms": None if live is None else live.parts_ms,
         "live_query_framing_bytes": None if live is None else round(live.query_framing_bytes, 1),
         "live_answer_bytes": None if live is None else round(live.answer_bytes, 1),
         "disagreements": found,

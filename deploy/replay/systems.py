@@ -14,7 +14,7 @@ from ...models.versions import Calibration
 from .recording import Recording
 
 MAX_PENDING = 32
-FRAMING_BYTES = 140
+FRAMING_BYTES = 136
 """Of a query beside its image: message, HTTP/2 and gRPC framing; measured on real connections."""
 
 
