@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ..models.checks import check_device_id, check_environment_name, require_finite
 from ..models.errors import ConfigError, InputError
@@ -44,6 +44,8 @@ class SwitcherConfig:
 
     def __post_init__(self) -> None:
         require_finite(self)
+        if self.objective not in get_args(Objective):
+            raise ConfigError(f"the objective is {' or '.join(get_args(Objective))}, got {self.objective!r}")
         if not 0 < self.accuracy_target <= 1:
             raise ConfigError(f"accuracy_target is a share in (0, 1], got {self.accuracy_target}")
         if not 0 <= self.audit_share <= 1:

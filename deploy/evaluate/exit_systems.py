@@ -17,7 +17,7 @@ import numpy as np
 
 from ...edge.link import LinkEstimator
 from ...edge.switcher import Decision
-from ..replay.systems import MAX_PENDING
+from ..replay.systems import MAX_PENDING, Heedless
 from .exits import ExitRecording, ExitRule
 from .fm_stages import StageCosts
 
@@ -27,7 +27,7 @@ _SERVED = 30
 """Answers that the cloud's time is estimated from: as many as the link's."""
 
 
-class PersEPhonEE:
+class PersEPhonEE(Heedless):
     """The FM on the device, as far as the first exit that is sure. It asks nobody.
 
     Attributes:
@@ -51,16 +51,6 @@ class PersEPhonEE:
 
     def ask(self, sample: int, query: int, now_ms: float) -> tuple[int, float]:
         return 0, 0.0
-
-    def answered(self, sample: int, query: int, now_ms: float, server_ms: float, propensity: float) -> None:
-        pass
-
-    def failed(self, query: int, now_ms: float) -> None:
-        pass
-
-    @property
-    def bandwidth_mbps(self) -> float:
-        return math.nan
 
 
 class Spinn:

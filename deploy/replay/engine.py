@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from ...edge.switcher import Decision
+from ..timeline import ROUTES
 from .systems import FRAMING_BYTES, System
 from .virtual_cloud import Job, VirtualCloud
 from .virtual_link import VirtualLink
 
 ANSWER_BYTES = 200
 """Of an answer with its framing; measured on real connections."""
-ROUTES = ("edge", "cloud", "fallback")
 _EDGE, _CLOUD, _FALLBACK = range(len(ROUTES))
 _AT_CLOUD, _CLOSES, _DONE, _BACK, _DEADLINE = range(5)
 

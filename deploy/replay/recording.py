@@ -79,4 +79,4 @@ class Recording:
         except OSError as error:
             raise InputError(f"cannot read the recording {path}: {error.strerror or error}") from error
         except (KeyError, ValueError, BadZipFile, EOFError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is no recording of `edgefm replay --record`: {error}") from error
+            raise InputError(f"{path} is no recording of `edgefm replay --record-to`: {error}") from error

@@ -92,7 +92,21 @@ def edgefm(
     return EdgeFM(recording, device_ms, router)
 
 
-class Fixed:
+class Heedless:
+    """What systems share that take no notice of the link."""
+
+    def answered(self, sample: int, query: int, now_ms: float, server_ms: float, propensity: float) -> None:
+        pass
+
+    def failed(self, query: int, now_ms: float) -> None:
+        pass
+
+    @property
+    def bandwidth_mbps(self) -> float:
+        return math.nan
+
+
+class Fixed(Heedless):
     """Answers on the edge from a threshold on that never moves: 0 is edge-only, infinity cloud-only.
 
     Cloud-only devices have no student to wait for: give them `device_ms` of 0 and what encodes and sends alone costs.
@@ -114,13 +128,3 @@ class Fixed:
 
     def ask(self, sample: int, query: int, now_ms: float) -> tuple[int, float]:
         return self._size_bytes[sample], 1.0
-
-    def answered(self, sample: int, query: int, now_ms: float, server_ms: float, propensity: float) -> None:
-        pass
-
-    def failed(self, query: int, now_ms: float) -> None:
-        pass
-
-    @property
-    def bandwidth_mbps(self) -> float:
-        return math.nan

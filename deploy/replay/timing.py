@@ -70,7 +70,7 @@ class BatchCost(_Frozen):
 
 
 class CloudProfile(_Frozen):
-    """What the FM costs in the cloud; measured by `edgefm profile --fm`, or written by hand for another machine.
+    """What the FM costs in the cloud; measured by `edgefm replay --cloud-profile-to`, or written by hand for another machine.
 
     Attributes:
         source: who says so, and when.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ...models.versions import Calibration
+from ..timeline import ROUTES
 from .arrivals import fixed_rate
-from .engine import ROUTES, Engine, Network, Replayed
+from .engine import Engine, Network, Replayed
 from .recording import Recording
 from .settings import Outcome, ReplaySettings
 from .systems import System, edgefm

@@ -230,6 +230,7 @@ def test_the_window_forgets():
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"objective": "nonsense"},
         {"accuracy_target": 0.0},
         {"accuracy_target": 1.1},
         {"audit_share": -0.1},

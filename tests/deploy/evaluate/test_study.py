@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -60,4 +59,3 @@ def test_versions_follow_the_surroundings(seen: list[tuple[Look, Path]]) -> None
     assert np.array_equal(fm_right, by_day[HEAD, 100].recording.cloud_right)
     again = study(seen[:1], SETTINGS, seed=0)
     assert np.array_equal(again[-1].similarities, by_day[HEAD, 100].similarities), "one seed, one outcome"
-    assert json.dumps(again[-1].threshold)
