@@ -20,7 +20,7 @@ from ...cloud.config import CustomizationConfig
 from ...cloud.learning import held_out_mask
 from ...models.foundation import load_foundation_model
 from ...models.students import student_profile
-from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, learning_result, on_every_core, summarise
+from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, every_core, learning_result, summarise
 
 
 def bench_easy(
@@ -43,9 +43,10 @@ def bench_easy(
         InputError: a data set has too few images, or another layout than `train/<label>/`, `val/<label>/`.
     """
     rows = []
-    each = [(path, condition, student, samples, seen, seeds, target) for path in data for condition in conditions]
-    for some in on_every_core(_under, each, console):
-        rows += some
+    work = [(path, condition, student, samples, seen, seeds, target) for path in data for condition in conditions]
+    with every_core(console) as each:
+        for some in each(_under, work):
+            rows += some
     result = learning_result(rows, target, student=student, samples=samples, seen=seen, seeds=seeds)
     console.print(_table(result))
     return result

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import active_children, get_context
 from pathlib import Path, PurePosixPath
@@ -174,17 +175,19 @@ def choose_threshold(learnt: Learnt, evidence: Images, pool: LabelPool, target: 
     return float(table.thresholds[table.smallest_cloud_use(target)])
 
 
-def on_every_core(
-    measure: Callable[..., _Result], arguments: Sequence[tuple[Any, ...]], console: Console
-) -> Iterator[_Result]:
-    """Calls `measure` with each of `arguments` in processes of their own, as many at once as there are cores; yields the
-    results in order. What a call raises is raised here, and the others are ended."""
+@contextmanager
+def every_core(console: Console) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Gives a function that calls another one with each of many arguments, in processes of their own, as many at once as there
+    are cores, and yields the results in order. What a call raises is raised there, and the others are ended."""
     pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+
+    def each(measure: Callable[..., _Result], arguments: Sequence[tuple[Any, ...]]) -> Iterator[_Result]:
+        pending = [pool.submit(measure, *some) for some in arguments]  # now, and not when the first result is asked for
+        return (future.result() for future in pending)
+
     try:
         with console.status("Learning ..."):
-            pending = [pool.submit(measure, *each) for each in arguments]
-            for future in pending:
-                yield future.result()
+            yield each
         pool.shutdown()
     except BaseException:
         for process in active_children():  # a running call cannot be cancelled; the exit would wait for it for minutes
@@ -217,11 +220,13 @@ class Place:
         truth = np.array([PurePosixPath(frame.sample_id).parts[-2] for frame in scoring], dtype=object)
         return cls(path.name, stream, scoring, truth, build_pool(model, sorted(set(truth))))
 
-    def stream_under(self, condition: str) -> list[bytes]:
-        return [under(condition, frame.image, i) for i, frame in enumerate(self.stream)]
+    def stream_under(self, condition: str, first: int = STREAM) -> list[bytes]:
+        return [under(condition, frame.image, i) for i, frame in enumerate(self.stream[:first])]
 
-    def scoring_under(self, condition: str) -> list[bytes]:
-        return [under(condition, frame.image, STREAM + i) for i, frame in enumerate(self.scoring)]
+    def scoring_under(self, condition: str, rows: Sequence[int] | None = None) -> list[bytes]:
+        """All of them, or those of some rows."""
+        chosen = range(len(self.scoring)) if rows is None else rows
+        return [under(condition, self.scoring[row].image, STREAM + row) for row in chosen]
 
 
 @dataclass(frozen=True)

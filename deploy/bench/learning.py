@@ -15,7 +15,7 @@ from ...cloud.config import CustomizationConfig
 from ...models.foundation import load_foundation_model
 from ...models.students import student_profile
 from ..conditions import CONDITIONS
-from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, learning_result, on_every_core, summarise
+from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, every_core, learning_result, summarise
 
 _TOLERANCE = 0.01
 
@@ -29,11 +29,12 @@ def bench_learning(
         InputError: a data set has too few images, or another layout than `train/<label>/`, `val/<label>/`.
     """
     rows = []
-    each = [(path, condition, student, samples, seeds, target) for path in data for condition in CONDITIONS]
-    for some in on_every_core(_under, each, console):
-        rows += some
-        for row in some:
-            console.print(_line(row))
+    work = [(path, condition, student, samples, seeds, target) for path in data for condition in CONDITIONS]
+    with every_core(console) as each:
+        for some in each(_under, work):
+            rows += some
+            for row in some:
+                console.print(_line(row))
     result = learning_result(rows, target, student=student, seeds=seeds)
     console.print(_table(result))
     return result

@@ -19,7 +19,7 @@ from ...cloud.config import CustomizationConfig
 from ...cloud.learning import held_out_mask
 from ...models.foundation import load_foundation_model
 from ...models.students import student_profile
-from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, learning_result, on_every_core, summarise
+from .learner import EVIDENCE, Learner, Place, Score, choose_threshold, every_core, learning_result, summarise
 
 DAY, NIGHT = "clean", "night"
 
@@ -36,8 +36,9 @@ def bench_returning(
         InputError: a data set has too few images, or another layout than `train/<label>/`, `val/<label>/`.
     """
     rows = []
-    for some in on_every_core(_at, [(path, student, samples, seeds, target) for path in data], console):
-        rows += some
+    with every_core(console) as each:
+        for some in each(_at, [(path, student, samples, seeds, target) for path in data]):
+            rows += some
     result = learning_result(rows, target, student=student, samples=samples, seeds=seeds)
     console.print(_table(result))
     return result

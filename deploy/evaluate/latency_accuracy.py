@@ -151,24 +151,28 @@ def _plane(data: Data) -> Callable[[Figure], None]:
         axes = figure.subplots(1, len(data["links"]), sharey=True, squeeze=False)[0]
         for ax, link in zip(axes, data["links"], strict=True):
             for row in (row for row in data["rows"] if row["link"] == link):
-                style = system_style(row["system"])
+                name, setting = _name_and_setting(row["system"])
+                at = row["latency_ms"]["mean"], 100 * row["accuracy"]["mean"]
+                style = system_style(name)
                 ax.plot(
-                    [row["latency_ms"]["mean"]],
-                    [100 * row["accuracy"]["mean"]],
-                    linestyle="",
-                    color=style["color"],
-                    marker=style["marker"],
-                    mec="#222222",
-                    ms=7,
-                    label=row["system"],
+                    *at, linestyle="", color=style["color"], marker=style["marker"], mec="#222222", ms=7, label=name
                 )
+                ax.annotate(setting, at, xytext=(5, -9), textcoords="offset points", fontsize=6)
             ax.set_title(link, fontsize=9)
             ax.set_xlim(left=0)
             ax.set_xlabel("mean latency (ms)")
         axes[0].set_ylabel("accuracy (%)")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, ncols=1)
+        handles, names = axes[0].get_legend_handles_labels()
+        once = dict(zip(names, handles, strict=True))
+        figure.legend(once.values(), once.keys(), loc="outside right upper", fontsize=7, ncols=1)
 
     return draw
+
+
+def _name_and_setting(system: str) -> tuple[str, str]:
+    """`edgefm (bound 50 ms)` apart; most systems have no setting."""
+    name, _, setting = system.partition(" (")
+    return name, setting.removesuffix(")")
 
 
 EXPERIMENT = Experiment(

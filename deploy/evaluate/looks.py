@@ -57,9 +57,9 @@ def take(look: Look, student: str, stream: int, scoring: int, folder: Path) -> P
     place = Place.open(look.data, model, stream)
     chosen = spread(len(place.scoring), scoring)
     folder.mkdir(parents=True)
-    encoded = [place.scoring_under(look.condition)[row] for row in chosen]
+    encoded = place.scoring_under(look.condition, chosen.tolist())
     parts = {
-        "stream": learner.look(place.stream_under(look.condition)[:stream], config.views),
+        "stream": learner.look(place.stream_under(look.condition, stream), config.views),
         "scored": learner.look(encoded, 1),
     }
     for part, images in parts.items():

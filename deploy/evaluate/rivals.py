@@ -32,8 +32,8 @@ def teach_rivals(look_at: Look, settings: StudySettings, scoring: int, seeds: in
     model, most = load_foundation_model("synclip"), max(settings.counts)
     place = Place.open(look_at.data, model, most + settings.evidence)
     fm, chosen = StagedFM(model, 1), spread(len(place.scoring), scoring)
-    stream = look(fm, place.stream_under(look_at.condition)[: most + settings.evidence])
-    encoded = [place.scoring_under(look_at.condition)[row] for row in chosen]
+    stream = look(fm, place.stream_under(look_at.condition, most + settings.evidence))
+    encoded = place.scoring_under(look_at.condition, chosen.tolist())
     scored, sent = look(fm, encoded), send(fm, encoded)
     rivals = []
     for seed in range(seeds):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from ...models.device_profile import DeviceProfile
 from ...models.errors import ConfigError, InputError
 from ...models.foundation import load_foundation_model
-from ..bench.learner import Place, on_every_core
+from ..bench.learner import Place, every_core
 from ..demo_results import describe_environment
 from ..replay.stream import Stream, measure_cloud, record
 from ..replay.timing import CloudProfile, Timing, student_timing
@@ -47,7 +47,7 @@ class Size:
 
 
 FULL_SIZE = Size((100, 200, 400, 800, 1600), 1000, 500, 3, 4000, (200, 400), 60)
-QUICK_SIZE = Size((100, 200), 200, 150, 3, 800, (100,), 20)
+QUICK_SIZE = Size((200,), 150, 120, 3, 600, (100,), 20)
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,9 @@ def evaluate(options: EvaluateOptions, experiments: Sequence[Experiment], consol
     links = [_link(spec) for spec in options.traces] or [_default_link(rate) for rate in (2.0, 10.0)]
     size = QUICK_SIZE if options.quick else FULL_SIZE
     names = {experiment.name for experiment in experiments}
-    device, cloud, profile = _profiles(options, "students" in names, size, console)
-    stages = _stages(options, console) if names & _CONTESTS else None
-    with tempfile.TemporaryDirectory(prefix="edgefm-evaluate-") as folder:
-        material = _material(options, size, names, links, device, cloud, profile, stages, Path(folder), console)
+    costs = _costs(options, names, size, console)
+    with tempfile.TemporaryDirectory(prefix="edgefm-evaluate-") as folder, every_core(console) as each:
+        material = _material(options, size, names, links, costs, Path(folder), each, console)
     measured = {}
     for experiment in experiments:
         started = time.perf_counter()
@@ -103,8 +102,8 @@ def evaluate(options: EvaluateOptions, experiments: Sequence[Experiment], consol
         "seeds": size.seeds,
         "looks": list(material.looks),
         "traffic": str(options.traffic),
-        "device_ms": {"p50": device.p50_ms, "p95": device.p95_ms},
-        "cloud": cloud.model_dump(mode="json", exclude={"machine"}),
+        "device_ms": {"p50": costs.device.p50_ms, "p95": costs.device.p95_ms},
+        "cloud": costs.cloud.model_dump(mode="json", exclude={"machine"}),
         "experiments": measured,
         "seconds": round(time.perf_counter() - began, 1),
         "environment": describe_environment(0),
@@ -121,29 +120,32 @@ def _default_link(rate: float) -> Link:
     return Link(f"{rate:g} Mbit/s", constant_trace(rate), constant_trace(rate))
 
 
-def _profiles(
-    options: EvaluateOptions, students: bool, size: Size, console: Console
-) -> tuple[Timing, CloudProfile, DeviceProfile | None]:
-    """Of the device and the cloud: given, or measured on this machine before it is busy."""
+@dataclass(frozen=True)
+class _Costs:
+    """Of the device, the cloud, every student and the FM's pieces: given, or measured on this machine before it is busy."""
+
+    device: Timing
+    cloud: CloudProfile
+    profile: DeviceProfile | None
+    stages: StageCosts | None
+
+
+def _costs(options: EvaluateOptions, names: set[str], size: Size, console: Console) -> _Costs:
     profile = None if options.device_profile is None else DeviceProfile.load(options.device_profile)
     cloud = None if options.cloud_profile is None else CloudProfile.load(options.cloud_profile)
     device = None if profile is None else student_timing(profile, options.student)
+    model, stages = load_foundation_model("synclip"), None
     with console.status("Measuring student and FM on this machine ..."):
         if cloud is None or device is None:
-            model = load_foundation_model("synclip")
             stream = Stream.open(options.data[0], _PROFILED_IMAGES)
-            cloud = cloud or measure_cloud(stream, model)
+            cloud = cloud or measure_cloud(stream, model, options.student)
             device = device or record(stream, model, options.student)[1]
-    if profile is None and students:
+        if names & _CONTESTS:
+            place = Place.open(options.data[0], model, _PROFILED_IMAGES)
+            stages = measure_stages(model, [frame.encoded for frame in place.stream[:_PROFILED_IMAGES]], place)
+    if profile is None and "students" in names:
         profile = profile_here(size.profiled_frames, console)
-    return device, cloud, profile
-
-
-def _stages(options: EvaluateOptions, console: Console) -> StageCosts:
-    with console.status("Measuring the FM in pieces on this machine ..."):
-        model = load_foundation_model("synclip")
-        place = Place.open(options.data[0], model, _PROFILED_IMAGES)
-        return measure_stages(model, [frame.encoded for frame in place.stream[:_PROFILED_IMAGES]], place)
+    return _Costs(device, cloud, profile, stages)
 
 
 def _material(
@@ -151,62 +153,63 @@ def _material(
     size: Size,
     names: set[str],
     links: Sequence[Link],
-    device: Timing,
-    cloud: CloudProfile,
-    profile: DeviceProfile | None,
-    stages: StageCosts | None,
+    costs: _Costs,
     folder: Path,
+    each: Callable[..., Iterator[Any]],
     console: Console,
 ) -> Material:
+    """`each`: see `every_core`."""
     looks = [Look(path, "clean") for path in options.data] + [Look(options.data[0], "night")]
     stream = max(size.counts) + size.evidence
-    work = [(look, options.student, stream, size.scoring, folder / str(i)) for i, look in enumerate(looks)]
     began = time.perf_counter()
-    folders = list(on_every_core(take, work, console))
-    console.print(f"{len(looks)} looks at {stream} + {size.scoring} images: {time.perf_counter() - began:.0f} s")
-    seen, settings = (
-        list(zip(looks, folders, strict=True)),
-        study.StudySettings(options.student, size.counts, size.evidence, options.target),
+    folders = each(
+        take, [(look, options.student, stream, size.scoring, folder / str(i)) for i, look in enumerate(looks)]
     )
+    seen = list(zip(looks, folders, strict=True))
+    console.print(f"{len(looks)} looks at {stream} + {size.scoring} images: {time.perf_counter() - began:.0f} s")
+
     began = time.perf_counter()
-    needs_study = bool(names - {"uploads", "students"})
-    tasks = [(seen, settings, seed) for seed in range(size.seeds)] if needs_study else []
-    versions = [version for some in on_every_core(study.study, tasks, console) for version in some]
+    settings = study.StudySettings(options.student, size.counts, size.evidence, options.target)
+    needs_study, seeds = bool(names - {"uploads", "students"}), range(size.seeds)
+    ends = (seen[0], seen[-1])
+    studied = each(study.study, [(seen, settings, seed) for seed in seeds] if needs_study else [])
+    taught = each(teach_rivals, [(looks[0], settings, size.scoring, size.seeds)] if names & _CONTESTS else [])
+    sent = each(
+        lessons.upload_policies,
+        [(*end, settings, size.budgets, seed) for end in ends for seed in seeds] if "uploads" in names else [],
+    )
+    added = each(
+        lessons.added_labels,
+        [(*seen[0], settings, max(size.counts), seed) for seed in seeds] if "open-set" in names else [],
+    )
     material = Material(
         looks=tuple(look.name for look in looks),
         fm={look.name: study.fm_of(look, where) for look, where in seen},
-        versions=versions,
+        versions=[version for some in studied for version in some],
         seeds=size.seeds,
         target=options.target,
         student=options.student,
-        device=device,
-        cloud=cloud,
+        device=costs.device,
+        cloud=costs.cloud,
         links=links,
         traffic=options.traffic,
         samples=size.samples,
-        profile=profile,
+        profile=costs.profile,
+        rivals=next(taught, ()),
+        stages=costs.stages,
+        uploads=_uploads([look for look, _ in ends], list(sent), size.seeds),
+        added_labels=_added(looks[0], list(added)),
     )
-    if names & _CONTESTS:
-        work = [(looks[0], settings, size.scoring, size.seeds)]
-        material = replace(material, rivals=next(iter(on_every_core(teach_rivals, work, console))), stages=stages)
-    night = seen[-1]
-    if "uploads" in names:
-        material = replace(material, uploads=_uploads((seen[0], night), settings, size, console))
-    if "open-set" in names:
-        material = replace(material, added_labels=_added(seen[0], settings, size, console))
     console.print(f"Learning: {time.perf_counter() - began:.0f} s")
     return material
 
 
-def _uploads(
-    seen: Sequence[tuple[Look, Path]], settings: study.StudySettings, size: Size, console: Console
-) -> list[Data]:
-    tasks = [(*each, settings, size.budgets, seed) for each in seen for seed in range(size.seeds)]
-    results = list(on_every_core(lessons.upload_policies, tasks, console))
+def _uploads(looks: Sequence[Look], results: Sequence[list[dict[str, Any]]], seeds: int) -> list[Data]:
+    """Of what came out for each look and seed; nothing where nothing did."""
     rows = []
-    for number, (look, _) in enumerate(seen):
-        seeds = results[number * size.seeds : (number + 1) * size.seeds]
-        cells = [[seed[place] for seed in seeds] for place in range(len(seeds[0]))]
+    for number, look in enumerate(looks[: len(results)]):
+        of_seeds = results[number * seeds : (number + 1) * seeds]
+        cells = [[rows_of_seed[place] for rows_of_seed in of_seeds] for place in range(len(of_seeds[0]))]
         drawn = {c[0]["budget"]: [r["on_edge"] for r in c] for c in cells if c[0]["policy"] == "random"}
         for cell in cells:
             on_edge = [row["on_edge"] for row in cell]
@@ -225,9 +228,10 @@ def _uploads(
     return rows
 
 
-def _added(seen: tuple[Look, Path], settings: study.StudySettings, size: Size, console: Console) -> list[Data]:
-    tasks = [(*seen, settings, max(size.counts), seed) for seed in range(size.seeds)]
-    results = list(on_every_core(lessons.added_labels, tasks, console))
+def _added(look: Look, results: Sequence[dict[str, np.ndarray]]) -> list[Data]:
+    """Of what came out for each seed; nothing where nothing did."""
+    if not results:
+        return []
     least = min(len(result["fm"]) for result in results)
     row = {name: estimate([result[name][:least] for result in results]) for name in ("fm", "before", "after")}
-    return [{"labels": f"every fifth label of {seen[0].name}", **row}]
+    return [{"labels": f"every fifth label of {look.name}", **row}]

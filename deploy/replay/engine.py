@@ -35,7 +35,7 @@ class Replayed:
         audit: asked at random, not for the margin.
         arrival_ms: of the frame.
         device_ms: from arrival to decision, what waited for the frames before included.
-        transit_ms: on the link, both ways.
+        transit_ms: on the link, both ways, and what a call costs at its ends.
         queue_ms, compute_ms: in the cloud.
         total_ms: from arrival to answer.
         predicted_ms: what the system predicted from the moment that the device took the frame.
@@ -174,7 +174,7 @@ class Engine:
     def _send_back(self, batch: list[Job], compute_ms: float, now_ms: float) -> None:
         network = self._network
         for job in batch:
-            here_ms = network.downlink.send(ANSWER_BYTES, now_ms) + network.propagation_ms
+            here_ms = network.downlink.send(ANSWER_BYTES, now_ms) + network.propagation_ms + self._cloud.call_ms()
             self._push(here_ms, _BACK, (job, now_ms, compute_ms))
 
     def _answer(self, job: Job, done_ms: float, compute_ms: float, now_ms: float) -> None:

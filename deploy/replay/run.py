@@ -103,7 +103,7 @@ def _inputs(options: ReplayOptions, console: Console) -> tuple[Recording, Timing
         model = load_foundation_model("synclip")
         stream = Stream.open(options.source, options.settings.samples, options.labels)
         recording, measured = record(stream, model, options.student)
-        cloud = cloud or measure_cloud(stream, model)
+        cloud = cloud or measure_cloud(stream, model, options.student)
     if options.record_to is not None:
         recording.save(options.record_to)
     if options.profile_to is not None:

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path, PurePosixPath
+from queue import SimpleQueue
 
 import numpy as np
 
 from ...cloud.registry import Registry
 from ...cloud.version0 import publish_version0
+from ...edge.cloud_client import CloudClient
 from ...edge.frames import Frame, readable
+from ...edge.queries import CloudAnswer
 from ...edge.sources import open_source
 from ...edge.student import Student
 from ...models.confidence import graded_agreement
-from ...models.errors import InputError
+from ...models.errors import CloudError, InputError
 from ...models.foundation import FoundationModel, build_pool
 from ...models.images import decode_image
+from ..bench.clouds import cloud_without_learning, register
 from .recording import Recording
-from .timing import BatchCost, CloudProfile, Timing
+from .timing import BatchCost, CloudProfile, Cost, Timing
 
 _BATCHES = (1, 2, 4, 8, 16)
-_WARM_UP, _REPEATS, _PATIENCE_S = 3, 15, 20.0
+_WARM_UP, _REPEATS, _CALLS, _FRAMES, _PATIENCE_S = 3, 15, 40, 60, 20.0
 _PAUSE_S = 0.05
-"""Between batches: queries of few devices find a model whose caches others have used since."""
+"""Between measurements: frames and queries of few devices find a model whose caches others have used since."""
+_LEAST_MS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,9 @@ def record(stream: Stream, model: FoundationModel, student: str) -> tuple[Record
         files = Path(folder) / "student"
         registry.materialise(manifest, files)
         running = Student(manifest, files)
-        embeddings, device_ms = [], []
-        for data in (*stream.encoded[:_WARM_UP], *stream.encoded):
-            began = time.perf_counter()
-            embeddings.append(running.embed(running.preprocess(decode_image(data))))
-            pool.recognise(embeddings[-1], top_k=1)
-            device_ms.append((time.perf_counter() - began) * 1e3)
-    student_embeddings, device_ms = np.concatenate(embeddings[_WARM_UP:]), device_ms[_WARM_UP:]
+        student_embeddings = np.concatenate([_embed(running, data) for data in stream.encoded])
+        frames = itertools.cycle(stream.encoded)
+        device_ms = _timed(lambda: pool.recognise(_embed(running, next(frames)), top_k=1), _FRAMES)
     fm_embeddings = np.concatenate(
         [
             model.embed_images([decode_image(data) for data in stream.encoded[start : start + _BATCHES[-1]]])
@@ -100,26 +102,63 @@ def record(stream: Stream, model: FoundationModel, student: str) -> tuple[Record
         cloud_right=fm_said == truth,
         size_bytes=np.array([len(data) for data in stream.encoded]),
     )
-    return recording, Timing(*(float(np.percentile(device_ms, q)) for q in (50, 95)))
+    return recording, Timing(*_percentiles(device_ms))
 
 
-def measure_cloud(stream: Stream, model: FoundationModel) -> CloudProfile:
-    """What decoding and the FM cost on this machine, for batches of several sizes."""
+def _embed(student: Student, encoded: bytes) -> np.ndarray:
+    return student.embed(student.preprocess(decode_image(encoded)))
+
+
+def measure_cloud(stream: Stream, model: FoundationModel, student: str) -> CloudProfile:
+    """What decoding and the FM cost on this machine, for batches of several sizes, and what a call of a cloud costs beside."""
     batches = []
     for size in _BATCHES:
-        images, taken_ms, began = (
-            [stream.encoded[i % len(stream.encoded)] for i in range(size)],
-            [],
-            time.perf_counter(),
-        )
-        while len(taken_ms) < _REPEATS + _WARM_UP and time.perf_counter() - began < _PATIENCE_S:
-            started = time.perf_counter()
-            model.embed_images([decode_image(data) for data in images])
-            taken_ms.append((time.perf_counter() - started) * 1e3)
-            time.sleep(_PAUSE_S)
-        kept = taken_ms[_WARM_UP:] or taken_ms
-        p50, p95 = (round(float(np.percentile(kept, q)), 3) for q in (50, 95))
+        images = [stream.encoded[i % len(stream.encoded)] for i in range(size)]
+        taken_ms = _timed(lambda images=images: model.embed_images([decode_image(data) for data in images]), _REPEATS)
+        p50, p95 = _percentiles(taken_ms)
         batches.append(BatchCost(size=size, p50_ms=p50, p95_ms=p95))
+    p50, p95 = _percentiles(_measure_calls(stream, student))
     return CloudProfile(
-        source=f"edgefm replay, {date.today().isoformat()}", foundation_model=model.name, batches=tuple(batches)
+        source=f"edgefm replay, {date.today().isoformat()}",
+        foundation_model=model.name,
+        batches=tuple(batches),
+        call=Cost(p50_ms=p50, p95_ms=p95),
     )
+
+
+def _measure_calls(stream: Stream, student: str) -> list[float]:
+    """Of queries to a cloud process on this machine: round trip less queue and computation, in ms."""
+    with tempfile.TemporaryDirectory(prefix="edgefm-replay-") as folder, cloud_without_learning(Path(folder)) as cloud:
+        register(cloud, "replay", stream.labels, student)
+        client = CloudClient(cloud.target, "replay", "replay", deadline_ms=60_000)
+        server_ms: list[float] = []
+
+        def ask() -> None:
+            answered: SimpleQueue[CloudAnswer | CloudError] = SimpleQueue()
+            client.query(stream.encoded[0], 1.0, answered.put, keep=False)
+            answer = answered.get()
+            if isinstance(answer, CloudError):
+                raise answer
+            server_ms.append(answer.queue_ms + answer.compute_ms)
+
+        try:
+            taken_ms = _timed(ask, _CALLS)
+        finally:
+            client.close()
+    return [max(taken - served, _LEAST_MS) for taken, served in zip(taken_ms, server_ms[-len(taken_ms) :], strict=True)]
+
+
+def _timed(work: Callable[[], object], repeats: int) -> list[float]:
+    """Of some work at intervals, in ms, without its first ones; fewer repeats where they take long."""
+    taken_ms, began = [], time.perf_counter()
+    while len(taken_ms) < repeats + _WARM_UP and time.perf_counter() - began < _PATIENCE_S:
+        started = time.perf_counter()
+        work()
+        taken_ms.append((time.perf_counter() - started) * 1e3)
+        time.sleep(_PAUSE_S)
+    return taken_ms[_WARM_UP:] or taken_ms
+
+
+def _percentiles(taken_ms: Sequence[float]) -> tuple[float, float]:
+    p50, p95 = (round(float(np.percentile(taken_ms, q)), 3) for q in (50, 95))
+    return p50, p95

@@ -55,18 +55,27 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class BatchCost(_Frozen):
-    """Of one batch: decoding, preprocessing and the FM, in ms."""
+class Cost(_Frozen):
+    """Median and 95th percentile."""
 
-    size: Annotated[int, Field(ge=1)]
     p50_ms: Positive
     p95_ms: Positive
 
     @model_validator(mode="after")
-    def _ordered(self) -> BatchCost:
+    def _ordered(self) -> Cost:
         if self.p50_ms > self.p95_ms:
             raise ValueError("p50_ms is above p95_ms")
         return self
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.p50_ms, self.p95_ms)
+
+
+class BatchCost(Cost):
+    """Of one batch: decoding, preprocessing and the FM."""
+
+    size: Annotated[int, Field(ge=1)]
 
 
 class CloudProfile(_Frozen):
@@ -75,12 +84,14 @@ class CloudProfile(_Frozen):
     Attributes:
         source: who says so, and when.
         batches: of ascending size; in between, times are interpolated, and beyond the last they grow as to it.
+        call: of a query beside link, queue and batch: messages, gRPC and threads of both sides. None: nothing.
     """
 
     format: Annotated[int, Field(ge=CLOUD_PROFILE_FORMAT, le=CLOUD_PROFILE_FORMAT)] = CLOUD_PROFILE_FORMAT
     source: Annotated[str, Field(min_length=1)]
     foundation_model: Annotated[str, Field(min_length=1)]
     batches: Annotated[tuple[BatchCost, ...], Field(min_length=1)]
+    call: Cost | None = None
     machine: dict[str, object] = {}
 
     @model_validator(mode="after")

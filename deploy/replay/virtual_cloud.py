@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .timing import CloudProfile
+from .timing import CloudProfile, Timing
 
 _DRAWN = 4096
 
@@ -27,13 +27,14 @@ class VirtualCloud:
 
     def __init__(self, profile: CloudProfile, seed: int, max_batch: int = 16, max_delay_ms: float = 5.0) -> None:
         self._timings = [profile.timing(size) for size in range(1, max_batch + 1)]
+        self._call = None if profile.call is None else profile.call.timing
         self._rng = np.random.default_rng([seed, 1])
         self._max_batch = max_batch
         self._max_delay_ms = max_delay_ms
         self._waiting: deque[Job] = deque()
         self._company = False
         self._busy = False
-        self._drawn: dict[int, list[float]] = {}
+        self._drawn: dict[Timing, list[float]] = {}
 
     def arrive(self, job: Job) -> None:
         self._waiting.append(job)
@@ -52,13 +53,17 @@ class VirtualCloud:
         live = [job for job in taken if job.deadline_ms >= now_ms]
         self._busy = bool(live)
         work = sum(job.work for job in live) / max(len(live), 1)
-        return live, self._draw(len(live)) * work if live else 0.0
+        return live, self._draw(self._timings[len(live) - 1]) * work if live else 0.0
 
     def done(self) -> None:
         self._busy = False
 
-    def _draw(self, size: int) -> float:
-        drawn = self._drawn.get(size)
+    def call_ms(self) -> float:
+        """What one query costs beside link, queue and batch."""
+        return 0.0 if self._call is None else self._draw(self._call)
+
+    def _draw(self, timing: Timing) -> float:
+        drawn = self._drawn.get(timing)
         if not drawn:
-            drawn = self._drawn[size] = self._timings[size - 1].draw(self._rng, _DRAWN).tolist()
+            drawn = self._drawn[timing] = timing.draw(self._rng, _DRAWN).tolist()
         return drawn.pop()

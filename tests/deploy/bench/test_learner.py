@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from edgefm.cloud.config import CustomizationConfig
 from edgefm.cloud.learning import held_out_mask, judge
-from edgefm.deploy.bench.learner import Learner, Place, Score, choose_threshold, interval, on_every_core, summarise
+from edgefm.deploy.bench.learner import Learner, Place, Score, choose_threshold, every_core, interval, summarise
 from edgefm.models.checks import require_finite
 from edgefm.models.errors import ConfigError, InputError
 from edgefm.models.images import encode_jpeg
@@ -100,10 +100,10 @@ def test_the_summary_counts_points_and_its_interval_holds_the_mean():
 
 
 def test_results_come_in_order_from_processes_of_their_own_and_errors_as_they_were():
-    results = on_every_core(_process_of, [(1.5,), (2.5,), (float("nan"),), (3.5,)], Console(quiet=True))
-    (first, process), (second, _) = next(results), next(results)
-    assert (first, second) == (1.5, 2.5) and process != os.getpid()
-    with pytest.raises(ConfigError, match="growth"):
+    with pytest.raises(ConfigError, match="growth"), every_core(Console(quiet=True)) as each:
+        results = each(_process_of, [(1.5,), (2.5,), (float("nan"),), (3.5,)])
+        (first, process), (second, _) = next(results), next(results)
+        assert (first, second) == (1.5, 2.5) and process != os.getpid()
         next(results)
 
 
