@@ -6,6 +6,8 @@ head; with enough samples trains the tail of the backbone too; puts the better o
 
 Every run starts from the pretrained backbone and learns from the store, not from the version before: what an environment
 was like once is forgotten only when its samples are.
+
+Torch is loaded by the runs that need it: loading takes longer than fitting a head.
 """
 
 from __future__ import annotations
@@ -19,27 +21,25 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from ..models.backbones import Tail, feature_graph, trunk_graph
+from ..models.backbone_graphs import feature_graph, trunk_graph
 from ..models.confidence import Confidence
 from ..models.errors import EdgeFMError, StoreError
+from ..models.head import Head
 from ..models.images import decode_image
 from ..models.pool import LabelPool
 from ..models.runtime import OnnxModel
-from ..models.student_graph import HEAD_FILE, TAIL_FILE, TRUNK_FILE, Head, int8_files, tail_to_bytes
 from ..models.students import student_profile
-from ..models.versions import GRAPH_FILE, Calibration, StudentManifest, sha256_hex
+from ..models.versions import GRAPH_FILE, HEAD_FILE, TAIL_FILE, TRUNK_FILE, Calibration, StudentManifest, sha256_hex
 from .augment import trunk_views
 from .config import CustomizationConfig
 from .learning import (
     Judgement,
-    embed_with,
     fit_closed_form,
     held_out_mask,
     judge,
@@ -47,9 +47,11 @@ from .learning import (
     newest_and_others,
     passes,
     sample_weights,
-    train_tail,
 )
 from .store import FEATURES_FILE, SampleStore, StoredSamples, image_path
+
+if TYPE_CHECKING:
+    from ..models.backbones import Tail
 
 RESULT_FILE = "result.json"
 _INT8_CALIBRATION = 200
@@ -216,10 +218,6 @@ class _Candidate:
 
 def run(job: Job) -> Outcome:
     """Trains, gates, and writes the result into `job.output`. Equal jobs give equal bytes on one machine."""
-    torch.use_deterministic_algorithms(True)
-    torch.manual_seed(job.config.seed)
-    if job.config.threads:
-        torch.set_num_threads(job.config.threads)
     manifest = StudentManifest.from_json((job.running / "manifest.json").read_bytes())
     pool = LabelPool.load(job.pool)
     data = load_data(job, manifest)
@@ -264,7 +262,17 @@ def run(job: Job) -> Outcome:
 
 
 def _with_tail(data: _Data, train: np.ndarray, held_out: np.ndarray, pool: LabelPool, head: Head) -> _Candidate:
+    import torch
+
+    from ..models.backbones import Tail
+    from ..models.student_graph import tail_to_bytes
+    from .tail_training import embed_with, train_tail
+
     config, profile, targets = data.job.config, student_profile(data.manifest.profile), data.stored.embeddings
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(config.seed)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     chosen = newest_and_others(train, data.stored.received_at[train], config)
     tail, head = train_tail(
         data.trunk_views(chosen, config.views),
@@ -290,6 +298,8 @@ def _quantised(
     data: _Data, candidate: _Candidate, train: np.ndarray, held_out: np.ndarray, pool: LabelPool
 ) -> _Candidate:
     """The candidate in INT8, or the candidate itself where that costs too much agreement."""
+    from ..models.student_graph import int8_files
+
     preprocess = data.manifest.preprocess
     some = np.random.default_rng(data.job.config.seed).permutation(train)[:_INT8_CALIBRATION]
     batches = (preprocess.batch(images) for images in data.images(some))

@@ -1,9 +1,9 @@
-"""What a student learns from the FM: the head from cached features, then the tail of the backbone. Arrays in, arrays out.
+"""What a student learns from the FM: which samples count, the head from cached features, and the gate. Arrays in, arrays out.
 
 The loss is the paper's pair, MSE and contrastive: `lambda_mse * ||s - v||^2 + CE(softmax(s t / tau), softmax(v t / tau))`,
 with s the student's embedding, v the FM's, t the pool, and tau above the FM's temperature: where the FM is torn between
 labels, so is the target. The MSE part of a linear head has a closed form, and with version 0 as its prior it is where every
-student starts. Training the tail goes on from there by gradient on the whole loss.
+student starts. `edgefm.cloud.tail_training` goes on from there by gradient on the whole loss.
 """
 
 from __future__ import annotations
@@ -12,23 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from ..models.backbones import Tail
 from ..models.confidence import Confidence, graded_agreement, log_posterior
+from ..models.head import Head
 from ..models.pool import LabelPool
-from ..models.student_graph import Head
-from ..models.versions import quantise_fp16
 from .config import CustomizationConfig
 
 INTERCEPT_SHARE = 0.1
 """The prior holds the intercept less tightly than the weights: it has one parameter a dimension to learn, not F."""
 
 _PERIOD = 25
-_BATCH = 64
-_WARM_UP_STEPS = 20
-_HEAD_RATE = 0.1
-"""Learning rate of the head against the tail's: it starts at the solution for the features of before."""
 
 
 def held_out_mask(numbers: np.ndarray, config: CustomizationConfig) -> np.ndarray:
@@ -161,78 +154,3 @@ def fit_closed_form(
     weight += np.linalg.solve(gram, weighted.T @ residual)
     bias += weights @ residual / (len(features) + prior_samples * INTERCEPT_SHARE)
     return Head(weight, bias - centre @ weight)
-
-
-# ---- the tail
-
-
-def embed_with(tail: Tail, head: Head, activations: np.ndarray) -> np.ndarray:
-    """(N, C, h, w) trunk activations -> (N, D) float32, L2-normalised."""
-    with torch.no_grad():
-        parts = [
-            tail(torch.from_numpy(activations[i : i + _BATCH].astype(np.float32))).numpy()
-            for i in range(0, len(activations), _BATCH)
-        ]
-    return head(np.concatenate(parts))
-
-
-def train_tail(
-    views: np.ndarray,
-    targets: np.ndarray,
-    weights: np.ndarray,
-    pool: LabelPool,
-    tail: Tail,
-    head: Head,
-    config: CustomizationConfig,
-) -> tuple[Tail, Head]:
-    """Trains tail and head together; deterministic for `config.seed`.
-
-    Args:
-        views: (N, V, C, h, w) trunk activations of V views of each sample; each epoch takes one view of each at random,
-            and all views of a sample have the same target: what the FM said of the sample itself.
-        targets: (N, D) float32, FM embeddings.
-        weights: (N,) of the samples, of any scale.
-        tail: where it starts; changed in place.
-        head: where it starts, fitted to that tail's features.
-
-    Returns:
-        Both, rounded to fp16 as they will be stored.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    tail = tail.to(memory_format=torch.channels_last)  # a fifth faster on one thread
-    count, choices = views.shape[:2]
-    fm = torch.from_numpy(targets)  # (N, D)
-    shares = torch.from_numpy((weights / weights.mean()).astype(np.float32))  # (N,)
-    texts = torch.from_numpy(pool.embeddings)  # (K, D)
-    tau = config.softness * pool.temperature
-    beliefs = torch.softmax(fm @ texts.T / tau, dim=1)  # (N, K)
-    weight = torch.from_numpy(head.weight.copy()).requires_grad_()
-    bias = torch.from_numpy(head.bias.copy()).requires_grad_()
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(tail.parameters()), "lr": config.learning_rate},
-            {"params": [weight, bias], "lr": config.learning_rate * _HEAD_RATE},
-        ],
-        weight_decay=0.0,
-    )
-    steps = config.epochs * -(-count // _BATCH)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / _WARM_UP_STEPS) * 0.5 * (1 + np.cos(np.pi * step / steps))
-    )
-    for _ in range(config.epochs):
-        for batch in torch.randperm(count, generator=generator).split(_BATCH):
-            view = torch.randint(choices, (len(batch),), generator=generator).numpy()
-            activations = torch.from_numpy(views[batch.numpy(), view].astype(np.float32))  # (b, C, h, w)
-            embeddings = torch.nn.functional.normalize(tail(activations) @ weight + bias, dim=1)  # (b, D)
-            mse = (embeddings - fm[batch]).square().sum(dim=1)  # (b,)
-            contrastive = torch.nn.functional.cross_entropy(
-                embeddings @ texts.T / tau, beliefs[batch], reduction="none"
-            )
-            optimizer.zero_grad()
-            (shares[batch] * (config.lambda_mse * mse + contrastive)).mean().backward()
-            optimizer.step()
-            schedule.step()
-    with torch.no_grad():
-        for parameter in tail.parameters():
-            parameter.copy_(torch.from_numpy(quantise_fp16(parameter.numpy())))
-    return tail.to(memory_format=torch.contiguous_format), Head(weight.detach().numpy(), bias.detach().numpy())

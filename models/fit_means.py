@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .backbones import feature_graph
+from .backbone_graphs import feature_graph
 from .foundation.synclip import BACKBONE, INPUT_SIZES
 from .images import Preprocess, decode_image
 from .runtime import OnnxModel

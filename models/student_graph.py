@@ -11,16 +11,15 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from .backbones import Tail, build_backbone, classifier_rows, feature_graph, tail_names
+from .backbone_graphs import feature_graph
+from .backbones import Tail, build_backbone, classifier_rows, tail_names
 from .foundation.base import FoundationModel
 from .foundation.synclip import shipped_means
+from .head import Head
 from .quantise import quantise_int8
 from .students import StudentProfile
-from .versions import GRAPH_FILE, quantise_fp16
+from .versions import GRAPH_FILE, HEAD_FILE, TAIL_FILE, TRUNK_FILE
 
-TRUNK_FILE = "trunk.fp16.bin"
-TAIL_FILE = "tail.fp16.bin"
-HEAD_FILE = "head.fp16.bin"
 FEATURES = "features"
 EMBEDDINGS = "embeddings"
 
@@ -28,32 +27,6 @@ VERSION0_RIDGE = 3.0
 VERSION0_TEMPERATURE = 1.4
 """Of the FM's own: what fits version 0 best on other images (docs: customization)."""
 _EXTERNAL_FROM = 256  # smaller tensors (shapes, scalars) stay inside the graph
-
-
-class Head:
-    """The linear map from backbone features into the FM's space, already rounded to fp16.
-
-    Attributes:
-        weight: (F, D) float32.
-        bias: (D,) float32.
-    """
-
-    def __init__(self, weight: np.ndarray, bias: np.ndarray) -> None:
-        self.weight = quantise_fp16(weight)
-        self.bias = quantise_fp16(bias)
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """(B, F) features -> (B, D) L2-normalised embeddings."""
-        embeddings = features @ self.weight + self.bias
-        return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-
-    def to_bytes(self) -> bytes:
-        return self.weight.astype("<f2").tobytes() + self.bias.astype("<f2").tobytes()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, dim: int) -> Head:
-        flat = np.frombuffer(data, "<f2").astype(np.float32)
-        return cls(flat[:-dim].reshape(-1, dim), flat[-dim:])
 
 
 def version0_head(profile: StudentProfile, model: FoundationModel) -> Head:

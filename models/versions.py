@@ -16,6 +16,9 @@ from .images import Preprocess
 
 MANIFEST_FORMAT = 1
 GRAPH_FILE = "student.onnx"
+TRUNK_FILE = "trunk.fp16.bin"
+TAIL_FILE = "tail.fp16.bin"
+HEAD_FILE = "head.fp16.bin"
 """The graph; its weights lie beside it in the files it names (ONNX external data), so that a new head is a small
 download."""
 

@@ -19,28 +19,22 @@ from rich.console import Console
 
 from ...cloud.augment import trunk_views
 from ...cloud.config import CustomizationConfig
-from ...cloud.learning import (
-    embed_with,
-    fit_closed_form,
-    held_out_mask,
-    judge,
-    lowest_risk,
-    newest_and_others,
-    passes,
-    train_tail,
-)
+from ...cloud.learning import fit_closed_form, held_out_mask, judge, lowest_risk, newest_and_others, passes
+from ...cloud.tail_training import embed_with, train_tail
 from ...edge.agreement import AgreementCurve
 from ...edge.frames import Frame, readable
 from ...edge.sources import open_source
 from ...edge.thresholds import Costs, ThresholdTable
-from ...models.backbones import Tail, feature_graph, trunk_graph
+from ...models.backbone_graphs import feature_graph, trunk_graph
+from ...models.backbones import Tail
 from ...models.confidence import Confidence, graded_agreement
 from ...models.errors import ConfigError, InputError
 from ...models.foundation import FoundationModel, build_pool
+from ...models.head import Head
 from ...models.images import decode_image
 from ...models.pool import LabelPool
 from ...models.runtime import OnnxModel
-from ...models.student_graph import VERSION0_TEMPERATURE, Head, version0_head
+from ...models.student_graph import VERSION0_TEMPERATURE, version0_head
 from ...models.students import StudentProfile
 from ...models.versions import sha256_hex
 from ..conditions import under

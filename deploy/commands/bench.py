@@ -164,6 +164,18 @@ def memory(
     _measured(lambda: bench_memory(requests, keep, seed, Console()), json_file)
 
 
+def link(
+    repeats: Annotated[int, typer.Option(help="Interleaved; the median counts.", min=1)] = 7,
+    json_file: JsonFile = None,
+) -> None:
+    """What the link shaper of demo and live replay costs beside the link that it plays."""
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.link import bench_link
+    _measured(lambda: bench_link(repeats, Console()), json_file)
+
+
 def _counts(name: str, text: str, least: int) -> tuple[int, ...]:
     """Ascending numbers from a flag's comma-separated text."""
     try:

@@ -47,6 +47,9 @@ def replay(
     live: Annotated[
         bool, typer.Option("--live", help="Also with real processes over a shaped link, in real time; they must agree.")
     ] = False,
+    reset_after_ms: Annotated[
+        float | None, typer.Option(help="Live: an outage of that length resets every connection. [outages stall]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals, times and switcher.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
 ) -> None:
@@ -72,7 +75,9 @@ def replay(
         latency_bound_ms=latency_bound_ms,
         seed=seed,
     )
-    settings = ReplaySettings(uplink, downlink, samples, rate, payload, propagation_ms, deadline_ms, switcher, seed)
+    settings = ReplaySettings(
+        uplink, downlink, samples, rate, payload, propagation_ms, deadline_ms, switcher, seed, reset_after_ms
+    )
     options = ReplayOptions(
         source=source,
         settings=settings,

@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 from onnx.utils import Extractor
 
-from ...models.backbones import feature_graph
+from ...models.backbone_graphs import feature_graph
 from ...models.errors import ConfigError
 from ...models.foundation import FoundationModel
 from ...models.foundation.synclip import BACKBONE, SynClip, shipped_means

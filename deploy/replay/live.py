@@ -52,7 +52,13 @@ def run_live(stream: Stream, settings: ReplaySettings, student: str, console: Co
             # Once past the link, so that fetching the student is none of the replay's.
             _run_agent([*command, f"--cloud={cloud.target}", "--limit=1", f"--output={folder / 'first'}"], folder)
             shaper = LinkShaper(
-                "127.0.0.1", "127.0.0.1", cloud.port, settings.uplink, settings.downlink, settings.propagation_ms
+                "127.0.0.1",
+                "127.0.0.1",
+                cloud.port,
+                settings.uplink,
+                settings.downlink,
+                settings.propagation_ms,
+                reset_after_ms=settings.reset_after_ms,
             )
             with ShaperThread(shaper) as link:
                 answers = folder / "answers.jsonl"

@@ -44,6 +44,8 @@ class ReplayOptions:
     def __post_init__(self) -> None:
         if self.live and (self.arrivals != "fixed" or self.source.suffix == RECORDING_SUFFIX):
             raise ConfigError("a live replay takes images, at a fixed rate")
+        if self.settings.reset_after_ms is not None and not self.live:
+            raise ConfigError("on the virtual clock outages stall; --reset-after-ms needs --live")
 
 
 def run_replay(options: ReplayOptions, console: Console) -> dict[str, Any]:

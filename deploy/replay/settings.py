@@ -27,6 +27,7 @@ class ReplaySettings:
         payload_bytes: of every image; None: what it has.
         propagation_ms: one way.
         deadline_ms: of a query.
+        reset_after_ms: live alone: an outage that lasts longer breaks every connection; None: outages stall.
     """
 
     uplink: Trace
@@ -38,6 +39,7 @@ class ReplaySettings:
     deadline_ms: float = 1000.0
     switcher: SwitcherConfig = field(default_factory=SwitcherConfig)
     seed: int = 0
+    reset_after_ms: float | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1 or not 0 < self.rate < math.inf:

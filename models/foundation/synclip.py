@@ -26,7 +26,8 @@ import transformers
 from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
-from ..backbones import classifier_rows, feature_graph
+from ..backbone_graphs import feature_graph
+from ..backbones import classifier_rows
 from ..cache import cached_file
 from ..errors import ConfigError, ModelError
 from ..images import Preprocess

@@ -28,10 +28,10 @@ from edgefm.cloud.trainer import CustomizationError, Past, Schedule, customize
 from edgefm.deploy.camera import DAY, PHOTOGRAPHS, walk
 from edgefm.edge.sources import open_source
 from edgefm.models.errors import InputError
+from edgefm.models.head import Head
 from edgefm.models.images import decode_image
 from edgefm.models.pool import normalise
-from edgefm.models.student_graph import HEAD_FILE, TAIL_FILE, TRUNK_FILE, Head
-from edgefm.models.versions import GRAPH_FILE, StudentManifest, sha256_hex
+from edgefm.models.versions import GRAPH_FILE, HEAD_FILE, TAIL_FILE, TRUNK_FILE, StudentManifest, sha256_hex
 from pydantic import TypeAdapter
 
 LABELS = tuple(sorted({photograph.label for photograph in PHOTOGRAPHS}))

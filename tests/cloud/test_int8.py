@@ -19,9 +19,10 @@ from edgefm.cloud.registry import Registry
 from edgefm.cloud.store import NewSample
 from edgefm.deploy.camera import DAY, PHOTOGRAPHS, walk
 from edgefm.edge.student import Student
+from edgefm.models.head import Head
 from edgefm.models.images import decode_image
-from edgefm.models.student_graph import HEAD_FILE, TAIL_FILE, TRUNK_FILE, Head, int8_files
-from edgefm.models.versions import GRAPH_FILE, StudentManifest
+from edgefm.models.student_graph import int8_files
+from edgefm.models.versions import GRAPH_FILE, HEAD_FILE, TAIL_FILE, TRUNK_FILE, StudentManifest
 
 FRAMES = 120
 LABELS = sorted({photograph.label for photograph in PHOTOGRAPHS})

@@ -11,19 +11,19 @@ from edgefm.cloud.config import CustomizationConfig
 from edgefm.cloud.learning import (
     INTERCEPT_SHARE,
     Judgement,
-    embed_with,
     fit_closed_form,
     held_out_mask,
     judge,
     lowest_risk,
     passes,
     sample_weights,
-    train_tail,
 )
+from edgefm.cloud.tail_training import embed_with, train_tail
 from edgefm.models.backbones import Tail
 from edgefm.models.confidence import Confidence
+from edgefm.models.head import Head
 from edgefm.models.pool import LabelPool, normalise
-from edgefm.models.student_graph import Head, tail_from_bytes, tail_to_bytes
+from edgefm.models.student_graph import tail_from_bytes, tail_to_bytes
 from edgefm.models.students import PROFILES
 
 FEATURES, DIM, LABELS = 24, 10, 6

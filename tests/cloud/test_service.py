@@ -15,8 +15,7 @@ from edgefm.cloud.config import CloudConfig, CustomizationConfig
 from edgefm.deploy.camera import DAY, PHOTOGRAPHS, walk
 from edgefm.models.images import decode_image, encode_jpeg
 from edgefm.models.pool import LabelPool
-from edgefm.models.student_graph import HEAD_FILE
-from edgefm.models.versions import StudentManifest, sha256_hex
+from edgefm.models.versions import HEAD_FILE, StudentManifest, sha256_hex
 from edgefm.proto.limits import (
     FETCH_CHUNK_BYTES,
     MAX_IMAGE_BYTES,

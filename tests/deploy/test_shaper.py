@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from edgefm.deploy.link_queue import QUEUE_LIMIT_BYTES
 from edgefm.deploy.shaper import LinkShaper, ShaperThread
-from edgefm.deploy.traces import PACKET_BYTES, Trace, constant_trace, synthetic_trace
+from edgefm.deploy.traces import PACKET_BYTES, Trace, constant_trace, synthetic_trace, with_outage
 from edgefm.models.errors import ConfigError
 
 HOST = "127.0.0.1"
@@ -38,7 +38,12 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def shaped(
-    handler: Handler, up: Trace = FAST, down: Trace = FAST, propagation_ms: float = 0.0, rcvbuf: int | None = None
+    handler: Handler,
+    up: Trace = FAST,
+    down: Trace = FAST,
+    propagation_ms: float = 0.0,
+    rcvbuf: int | None = None,
+    reset_after_ms: float | None = None,
 ) -> AsyncIterator[tuple[LinkShaper, int]]:
     listener = socket.create_server((HOST, 0))
     if rcvbuf is not None:
@@ -55,7 +60,9 @@ async def shaped(
         await hang_up(writer)
 
     server = await asyncio.start_server(serve, sock=listener)
-    shaper = LinkShaper(HOST, "localhost", listener.getsockname()[1], up, down, propagation_ms)
+    shaper = LinkShaper(
+        HOST, "localhost", listener.getsockname()[1], up, down, propagation_ms, reset_after_ms=reset_after_ms
+    )
     port = await shaper.start()
     try:
         yield shaper, port
@@ -346,6 +353,42 @@ def test_a_reset_at_either_end_closes_the_other() -> None:
             while not ends:
                 await asyncio.sleep(0.005)
         assert ends == [b""]
+
+    run(main())
+
+
+def test_an_outage_resets_every_connection_once_data_has_waited_long_enough() -> None:
+    """300 ms without an opportunity, from 200 ms on; what is sent into it never comes, and a new connection works after it."""
+    received: list[bytes] = []
+    gap = with_outage(FAST, 0.2, 0.3)
+
+    async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            received.append(data)
+            writer.write(data)
+
+    async def main() -> None:
+        async with shaped(target, up=gap, reset_after_ms=100.0) as (shaper, port):
+            idle, idle_writer = await asyncio.open_connection(HOST, port)
+            reader, writer = await asyncio.open_connection(HOST, port)
+            writer.write(b"before")
+            assert await reader.read(100) == b"before"
+            while shaper.elapsed_ms() < 220:
+                await asyncio.sleep(0.005)
+            writer.write(b"lost")
+            with pytest.raises(ConnectionResetError):
+                await reader.read(100)
+            assert 320 <= shaper.elapsed_ms() < 500 and shaper.waiting_up == 0
+            with pytest.raises(ConnectionResetError):
+                await idle.read(100)
+            idle_writer.close()
+            writer.close()
+            while shaper.elapsed_ms() < 500:
+                await asyncio.sleep(0.005)
+            reader, writer = await asyncio.open_connection(HOST, port)
+            writer.write(b"after")
+            assert await reader.read(100) == b"after" and received == [b"before", b"after"]
+            await hang_up(writer)
 
     run(main())
 

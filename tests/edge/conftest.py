@@ -21,9 +21,9 @@ from edgefm.cloud.server import CloudServer
 from edgefm.edge.cloud_client import CloudClient
 from edgefm.edge.frames import Frame
 from edgefm.edge.records import Answer
+from edgefm.models.head import Head
 from edgefm.models.images import encode_jpeg
-from edgefm.models.student_graph import HEAD_FILE, Head
-from edgefm.models.versions import GRAPH_FILE, StudentManifest
+from edgefm.models.versions import GRAPH_FILE, HEAD_FILE, StudentManifest
 from edgefm.proto.limits import SERVER_OPTIONS
 from edgefm.proto.v1 import edgefm_pb2 as pb
 from edgefm.proto.v1 import edgefm_pb2_grpc as rpc

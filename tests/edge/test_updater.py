@@ -17,11 +17,12 @@ from edgefm.edge.local_state import LocalState
 from edgefm.edge.operator import Operator
 from edgefm.edge.swap_test import RecentAnswers
 from edgefm.edge.updater import Running, Updater
+from edgefm.models.head import Head
 from edgefm.models.images import Preprocess, encode_jpeg
 from edgefm.models.pool import LabelPool
-from edgefm.models.student_graph import HEAD_FILE, Head, student_files
+from edgefm.models.student_graph import student_files
 from edgefm.models.students import student_profile
-from edgefm.models.versions import GRAPH_FILE, BlobRef, StudentManifest
+from edgefm.models.versions import GRAPH_FILE, HEAD_FILE, BlobRef, StudentManifest
 from PIL import Image
 
 ENVIRONMENT = "updates"

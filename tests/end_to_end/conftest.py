@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 from edgefm.cloud.registry import Registry
+from edgefm.models.head import Head
 from edgefm.models.images import encode_jpeg
-from edgefm.models.student_graph import HEAD_FILE, Head
+from edgefm.models.versions import HEAD_FILE
 
 LABELS = "cat, coffee cup, rocket, motorcycle, daisy"
 STUDENT = "lite0-64"

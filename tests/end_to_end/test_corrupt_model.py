@@ -8,7 +8,7 @@ import pytest
 from edgefm.edge.local_state import LocalState
 from edgefm.edge.operator import Operator
 from edgefm.models.errors import CloudError
-from edgefm.models.student_graph import HEAD_FILE, TRUNK_FILE
+from edgefm.models.versions import HEAD_FILE, TRUNK_FILE
 
 NOBODY = "127.0.0.1:1"
 

@@ -7,7 +7,7 @@ import random
 from edgefm.deploy.shaper import LinkShaper, ShaperThread
 from edgefm.deploy.traces import constant_trace
 from edgefm.edge.operator import Operator
-from edgefm.models.student_graph import TRUNK_FILE
+from edgefm.models.versions import TRUNK_FILE
 
 FAST = constant_trace(40.0)
 CUTS = 3

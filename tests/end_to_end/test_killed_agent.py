@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgefm.edge.local_state import LocalState, no_fetch
 from edgefm.edge.operator import Operator
-from edgefm.models.student_graph import HEAD_FILE
+from edgefm.models.versions import HEAD_FILE
 
 KILLS = 50
 

@@ -7,11 +7,13 @@ import onnx
 import pytest
 import timm
 import torch
-from edgefm.models.backbones import WEIGHTS, _fold_batch_norms, _state, build_backbone, classifier_rows, feature_graph
+from edgefm.models.backbone_graphs import feature_graph
+from edgefm.models.backbones import _fold_batch_norms, _state, build_backbone, classifier_rows
 from edgefm.models.errors import ModelError
 from edgefm.models.foundation.synclip import BACKBONE, INPUT_SIZES, shipped_means
 from edgefm.models.runtime import OnnxModel
 from edgefm.models.students import PROFILES, student_profile
+from edgefm.models.weights import WEIGHTS
 
 LITE0 = "tf_efficientnet_lite0"
 

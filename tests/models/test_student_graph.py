@@ -13,16 +13,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from edgefm.models.backbones import Tail, trunk_graph
+from edgefm.models.backbone_graphs import trunk_graph
+from edgefm.models.backbones import Tail
 from edgefm.models.errors import ConfigError, ModelError
 from edgefm.models.foundation import build_pool
+from edgefm.models.head import Head
 from edgefm.models.runtime import OnnxModel
 from edgefm.models.student_graph import (
     FEATURES,
-    HEAD_FILE,
-    TAIL_FILE,
-    TRUNK_FILE,
-    Head,
     Student,
     int8_files,
     student_files,
@@ -31,7 +29,7 @@ from edgefm.models.student_graph import (
     version0_head,
 )
 from edgefm.models.students import DEFAULT_STUDENT, INT8_SUFFIX, PROFILES, StudentProfile, student_profile
-from edgefm.models.versions import GRAPH_FILE
+from edgefm.models.versions import GRAPH_FILE, HEAD_FILE, TAIL_FILE, TRUNK_FILE
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> Path:

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from edgefm.models.backbones import feature_graph
+from edgefm.models.backbone_graphs import feature_graph
 from edgefm.models.errors import ConfigError
 from edgefm.models.foundation import build_pool, load_foundation_model
 from edgefm.models.foundation.synclip import BACKBONE, shipped_means

@@ -1,0 +1,39 @@
+"""Backbones as ONNX graphs, exported once per machine. Torch is loaded for the export alone: it takes seconds to load."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from .cache import cached_file
+from .weights import OPSET, TAIL_STAGES, weights_path
+
+
+def feature_graph(backbone: str, input_size: int) -> Path:
+    """The exported backbone at one input size; exported once per machine (some 10 s), then cached."""
+
+    def export() -> bytes:
+        from .backbones import build_backbone, export_features
+
+        return export_features(build_backbone(backbone), input_size)
+
+    return _exported(backbone, input_size, "", export)
+
+
+def trunk_graph(backbone: str, input_size: int) -> Path:
+    """Its part before the tail, (batch, 3, S, S) -> (batch, C, h, w); exported once per machine, then cached."""
+
+    def export() -> bytes:
+        from .backbones import export_trunk
+
+        return export_trunk(backbone, input_size)
+
+    return _exported(backbone, input_size, f"-trunk{TAIL_STAGES}", export)
+
+
+def _exported(backbone: str, input_size: int, part: str, export: Callable[[], bytes]) -> Path:
+    digest = hashlib.sha256(weights_path(backbone).read_bytes()).hexdigest()[:12]
+    versions = f"opset{OPSET}-torch{version('torch')}-timm{version('timm')}"
+    return cached_file(f"{backbone}{part}-{input_size}-{digest}-fp16-{versions}.onnx", export)
