@@ -30,9 +30,30 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from . import plots
+from .page import page
 from .timeline import ROUTES, Record, bin_timeline
 
 Result = Mapping[str, Any]
+
+_STYLE = """\
+  .tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; margin: 0 0 1.2rem; padding: 0; }
+  .tiles div { border: 1px solid #c9c9c9; border-radius: 6px; padding: 10px 12px;
+                display: flex; flex-direction: column-reverse; justify-content: flex-end; }
+  .tiles dt { color: #555; font-size: .84rem; line-height: 1.3; }
+  .tiles dd { margin: 0 0 .1rem; font-size: 1.4rem; font-weight: 600; }
+  table { table-layout: fixed; }
+  table.text td { text-align: left; }
+  table.text th { width: 11.5rem; }
+  dl.words { display: grid; grid-template-columns: 11.5rem 1fr; gap: .3rem .6rem; font-size: .92rem; margin: 0; }
+  dl.words dt { font-weight: 600; }
+  dl.words dd { margin: 0; }
+  @media screen and (max-width: 640px) {
+    .tiles { grid-template-columns: repeat(2, 1fr); }
+  }
+  @media print {
+    table, .tiles { break-inside: avoid; }
+  }
+"""
 
 
 def write_report(result: Result, timeline: Sequence[Record], path: Path) -> None:
@@ -40,7 +61,7 @@ def write_report(result: Result, timeline: Sequence[Record], path: Path) -> None
     setup = result["environment"]
     tables = _tables(result)
     figures = _figures(result, timeline)
-    page = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).substitute(
+    body = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).substitute(
         when=escape(f"{setup['date']} · {setup['machine']}"),
         tiles="".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for value, what in _tiles(result)),
         summary="".join(f"<li>{escape(sentence)}</li>" for sentence in summarize(result)),
@@ -50,7 +71,7 @@ def write_report(result: Result, timeline: Sequence[Record], path: Path) -> None
         switching=figures["switching"] + tables["link"],
         setup=tables["setup"] + tables["labels"],
     )
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page("EdgeFM demo: report", body, _STYLE), encoding="utf-8")
 
 
 def save_plot_png(result: Result, timeline: Sequence[Record], path: Path) -> None:

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from ...models.cache import write_atomic
 from ...models.errors import InputError
 from .. import plots
+from ..page import page
 from .experiment import Chart, Shown, Table
 from .presets import PRESETS
 from .run import FORMAT
@@ -42,10 +42,10 @@ def write_reports(results: Mapping[str, Result], folder: Path) -> list[Path]:
         StoreError: the disk refuses. InputError: a result lacks what its experiment shows.
     """
     shown = {name: _shown(name, result) for name, result in results.items()}
-    page, text = folder / "report.html", folder / "report.md"
-    write_atomic(page, html(results, shown).encode())
+    page_file, text = folder / "report.html", folder / "report.md"
+    write_atomic(page_file, html(results, shown).encode())
     write_atomic(text, markdown(results, shown).encode())
-    return [page, text]
+    return [page_file, text]
 
 
 def _shown(name: str, result: Result) -> dict[str, Shown]:
@@ -57,6 +57,11 @@ def _shown(name: str, result: Result) -> dict[str, Shown]:
 
 # ---- HTML
 
+_STYLE = """\
+  h2 small { font-weight: 400; color: #555; font-size: .8em; }
+  .objective { color: #444; margin: .3rem 0; }
+"""
+
 
 def html(results: Mapping[str, Result], shown: Mapping[str, Mapping[str, Shown]]) -> str:
     several = len(results) > 1
@@ -67,12 +72,8 @@ def html(results: Mapping[str, Result], shown: Mapping[str, Mapping[str, Shown]]
             if each in result["experiments"]:
                 heading = f"<h3>{escape(name)}</h3>" if several else ""
                 parts.append(heading + _section(result["experiments"][each], shown[name][each], f"r{number}-"))
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    return Template(template).substitute(
-        title=escape("EdgeFM evaluation" if not several else "EdgeFM evaluations side by side"),
-        experiments="\n".join(parts),
-        setup="".join(_table(_setup(name, result)) for name, result in results.items()),
-    )
+    parts += ["<h2>How it was measured</h2>", *(_table(_setup(name, result)) for name, result in results.items())]
+    return page("EdgeFM evaluation" if not several else "EdgeFM evaluations side by side", "\n".join(parts), _STYLE)
 
 
 def _section(measured: Mapping[str, Any], shown: Shown, prefix: str) -> str:
