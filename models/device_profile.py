@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,15 @@ class StudentCost(_Frozen):
         return self.preprocess_ms + self.session_p95_ms
 
 
+class FoundationModelCost(_Frozen):
+    """A foundation model on the device itself, one decoded frame at a time, preprocessing included; memory in 10^6 bytes."""
+
+    name: Annotated[str, Field(min_length=1)]
+    frame_p50_ms: Positive
+    frame_p95_ms: Positive
+    peak_rss_mb: Positive
+
+
 class Limits(_Frozen):
     """What the device may spend. None: no limit.
 
@@ -67,6 +77,10 @@ class Limits(_Frozen):
         latency = "any latency" if self.latency_ms is None else f"{self.latency_ms:g} ms a frame"
         return f"{latency}, " + ("any memory" if self.memory_mb is None else f"{self.memory_mb:g} MB")
 
+    def keep(self, latency_ms: float, memory_mb: float) -> bool:
+        """Whether something of that latency and memory keeps them."""
+        return latency_ms <= (self.latency_ms or math.inf) and memory_mb <= (self.memory_mb or math.inf)
+
 
 class DeviceProfile(_Frozen):
     """A device.
@@ -74,6 +88,7 @@ class DeviceProfile(_Frozen):
     Attributes:
         source: who says so: `edgefm profile` and when, or what the figures of a hand-written file were taken from.
         device: a name for people.
+        foundation_model: where `edgefm profile --fm` measured one.
         machine: what `edgefm profile` found: processor, cores, memory, versions, temperature; free in a hand-written file.
     """
 
@@ -81,6 +96,7 @@ class DeviceProfile(_Frozen):
     source: Annotated[str, Field(min_length=1)]
     device: Annotated[str, Field(min_length=1)]
     students: Annotated[list[StudentCost], Field(min_length=1)]
+    foundation_model: FoundationModelCost | None = None
     limits: Limits = Limits()
     machine: dict[str, Any] = {}
 

@@ -54,22 +54,34 @@ def profile(
     ] = None,
     frame_size: Annotated[str, typer.Option(help="Of the camera, in pixels.")] = "640x480",
     runs: Annotated[int, typer.Option(help="Frames timed for each figure.", min=1)] = 100,
+    fm: Annotated[
+        str | None, typer.Option(help="Also measure this foundation model here (edgefm[cloud]), such as synclip.")
+    ] = None,
     latency_ms: LatencyLimit = None,
     memory_mb: MemoryLimit = None,
 ) -> None:
-    """Measures on this device what each student costs, without a cloud, and says which one fits."""
+    """Measures on this device what each student costs, without a cloud, and says which one fits.
+
+    With --fm, it says too whether the foundation model itself could run here.
+    """
     from rich.console import Console
 
     from ...edge.profiler import ProfileOptions
     from ...models.selection import select_student
     from ..device import explain, limits_of, profile_device
+    from ..fm_cost import advise, measure_foundation_model
 
     console = Console()
     options = ProfileOptions(tuple(threads or ()), parse_size(frame_size), runs)
     limits = limits_of(latency_ms, memory_mb)
     measured = profile_device(students, device, limits, options, console)
+    if fm is not None:
+        with extra("cloud"), console.status(f"Measuring {fm} ..."):
+            measured = measured.model_copy(update={"foundation_model": measure_foundation_model(fm, options)})
     measured.save(output)
     console.print(explain(measured, select_student(measured, limits)))
+    if advice := advise(measured, limits):
+        typer.echo(advice)
     typer.echo(f"Written to {output}; 'edgefm agent --student auto --device-profile {output}' runs the one taken.")
 
 
@@ -84,10 +96,13 @@ def select(
     from ...models.device_profile import DeviceProfile
     from ...models.selection import select_student
     from ..device import explain, limits_of
+    from ..fm_cost import advise
 
     measured = DeviceProfile.load(device_profile)
     selection = select_student(measured, limits_of(latency_ms, memory_mb, measured.limits))
     Console().print(explain(measured, selection))
+    if advice := advise(measured, selection.limits):
+        typer.echo(advice)
     selection.require(measured.device)
 
 
