@@ -75,7 +75,7 @@ def config(folder: Path, **settings: object) -> CloudConfig:
     return CloudConfig(folder, **(fields | settings))  # pyright: ignore[reportArgumentType]
 
 
-def until(happened: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def until(happened: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline, "it did not come about in time"

@@ -19,6 +19,7 @@ def test_a_killed_cloud_costs_no_answer_and_no_sample(
     cloud = start_cloud(*cloud_flags, "--port", str(cloud.port))
     answered = agent.count("cloud")
     until(lambda: agent.count("cloud") >= answered + 60)
+    until(lambda: agent.spooled() < 50)  # uploads go on; the last ones when it ends
     summary = agent.finish()
     answers = agent.lines()
     routes = Counter(line["route"] for line in answers)
