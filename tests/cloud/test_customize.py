@@ -118,6 +118,12 @@ def run_child(job: Job, output: str) -> tuple[subprocess.CompletedProcess[str], 
     return subprocess.run(command, capture_output=True, text=True, timeout=120), job
 
 
+def test_a_run_does_not_load_torch_before_it_needs_it():
+    """It takes longer to load than a head to fit."""
+    loaded = "import sys, edgefm.cloud.customize; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], timeout=60).returncode == 0
+
+
 def test_a_run_in_a_child_process_writes_its_outcome_and_caches_features(learnt, pictures: Pictures, tmp_path: Path):
     job = job_for(learnt, tmp_path)
     damaged = sha256_hex(pictures.images[0])
