@@ -85,8 +85,8 @@ class Registry:
     def pool(self, environment: str) -> tuple[LabelPool, BlobRef]:
         path = self._folder(environment) / "pool.json"
         try:
-            ref = BlobRef.model_validate_json(path.read_bytes())
-        except (OSError, ValueError) as error:
+            ref = BlobRef.from_json(path.read_bytes())
+        except (OSError, ModelError) as error:
             raise ModelError(f"cannot read the label pool's pointer {path}: {error}") from error
         verify_file(self.blob_path(ref.sha256), ref)
         return LabelPool.load(self.blob_path(ref.sha256)), ref

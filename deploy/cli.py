@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -106,11 +107,17 @@ app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
 
 
+def _terminated(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Entry point: one line and a meaning for each deliberate error, a traceback only for bugs."""
     # For torch, here and in child processes: OpenMP's threads spin while they wait for each other. Where another process
     # wants a core too, as the FM does while a student learns, that made training four times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Commands that start others end them, and their folders, on the way out; agent and cloud have handlers of their own.
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except EdgeFMError as error:

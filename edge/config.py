@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from ..models.checks import check_device_id, check_environment_name, require_finite
+from ..models.checks import check_device_id, check_environment_name, check_target, require_finite
 from ..models.errors import ConfigError, InputError
 from ..proto.limits import DEFAULT_PORT
 
@@ -114,6 +114,7 @@ class AgentConfig:
             check_device_id(self.device_id)
         except InputError as error:
             raise ConfigError(str(error)) from None
+        check_target(self.cloud)
         if self.deadline_ms <= 0 or self.connect_timeout_s <= 0:
             raise ConfigError("deadline_ms and connect_timeout_s must be positive")
         if self.fps < 0 or self.max_pending < 1:

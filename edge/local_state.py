@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ..models.cache import write_atomic
 from ..models.errors import CloudError, InputError, ModelError, StoreError
 from ..models.pool import LabelPool
@@ -169,7 +167,10 @@ class LocalState:
 
     def remember(self, student: StudentManifest, pool: BlobRef) -> None:
         """Makes them the last good ones. A new student makes the one before, with its pool, the way back."""
-        last = self.last_good()
+        try:
+            last = self.last_good()
+        except ModelError:  # damaged: these take its place
+            last = None
         if last is not None and last[0] != student:
             self._write("previous-", *last)
         self._write("", student, pool)
@@ -269,10 +270,10 @@ def _read(folder: Path, prefix: str) -> tuple[StudentManifest, BlobRef] | None:
     try:
         if not student.exists() or not pool.exists():
             return None
-        return StudentManifest.from_json(student.read_bytes()), BlobRef.model_validate_json(pool.read_bytes())
+        return StudentManifest.from_json(student.read_bytes()), BlobRef.from_json(pool.read_bytes())
     except OSError as error:
         raise StoreError(f"cannot read the state in {folder}: {error.strerror}") from error
-    except (ValidationError, ModelError) as error:
+    except ModelError as error:
         raise ModelError(f"the state in {folder} is damaged: {error}; remove it to start afresh") from error
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import grpc
 
+from ..models.checks import check_target
 from ..models.errors import InputError, LabelExistsError, LabelMissingError
 from ..proto.limits import CHANNEL_OPTIONS, DEFAULT_PORT
 from ..proto.v1 import edgefm_pb2 as pb
@@ -36,7 +37,9 @@ class Operator:
     """A short connection to the cloud. Every call raises `CloudError`, or `InputError` for what the cloud refuses."""
 
     def __init__(self, target: str | None) -> None:
-        self._channel = grpc.insecure_channel(target or f"127.0.0.1:{DEFAULT_PORT}", options=CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(
+            check_target(target or f"127.0.0.1:{DEFAULT_PORT}"), options=CHANNEL_OPTIONS
+        )
         self._stub = rpc.EdgeFMStub(self._channel)
 
     def __enter__(self) -> Operator:

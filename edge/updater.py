@@ -95,6 +95,12 @@ class Updater:
                 log.warning("event=update_postponed reason=%s", str(error))
         running = self.take() or self._latest
         assert running is not None
+        if left := [label for label in config.labels if label not in running.pool.labels]:
+            log.warning(
+                "event=labels_not_taken labels=%s reason=%s",
+                ", ".join(left),
+                f"environment {config.environment} has labels already; add to them with 'edgefm labels add'",
+            )
         return running
 
     def start(self) -> None:

@@ -19,12 +19,17 @@ def cache_dir() -> Path:
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes beside the target, syncs and renames: a reader sees the old file or the new one, never half of it.
 
+    A target that is no file, such as /dev/stdout, is written into.
+
     Raises:
         StoreError: the disk refused; the target is as it was.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             file.write(data)

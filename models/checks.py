@@ -11,6 +11,8 @@ from .errors import ConfigError, InputError
 _LONGEST_NAME = 64  # the contract's `MAX_NAME_LENGTH`
 ENVIRONMENT_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST_NAME - 1}}}")
 
+_TARGET = re.compile(r"(?:[a-z]+:/{2,3})?(?:\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(\d{1,5})")
+
 
 def check_environment_name(name: str) -> str:
     """Raises `InputError` unless the name can safely name a folder."""
@@ -26,6 +28,14 @@ def check_device_id(device_id: str) -> None:
     """Raises `InputError` for one that is too long to be kept beside every sample."""
     if len(device_id) > _LONGEST_NAME:
         raise InputError(f"a device's name has at most {_LONGEST_NAME} characters; got {len(device_id)} of them")
+
+
+def check_target(target: str) -> str:
+    """Raises `ConfigError` unless it is host:port: without a port, gRPC would silently take 443."""
+    found = _TARGET.fullmatch(target)
+    if found is None or not 0 < int(found[1]) < 2**16:
+        raise ConfigError(f"the cloud's address is host:port, such as 127.0.0.1:50061; got {target!r}")
+    return target
 
 
 def require_finite(config: object) -> None:

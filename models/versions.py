@@ -47,6 +47,17 @@ class BlobRef(_Frozen):
     def of(cls, name: str, data: bytes) -> BlobRef:
         return cls(name=name, sha256=sha256_hex(data), size_bytes=len(data))
 
+    @classmethod
+    def from_json(cls, text: str | bytes) -> BlobRef:
+        """Raises `ModelError` when the text names no file."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ModelError(
+                f"it names no file: {'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}"
+            ) from error
+
 
 class Calibration(_Frozen):
     """How a version agreed with the FM on samples held out of its training; three lists of equal length.

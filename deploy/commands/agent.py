@@ -92,6 +92,7 @@ def agent(
     from ...edge.sinks import JsonLines, Mqtt, fan_out
     from ...edge.sources import open_source
     from ...edge.video import LiveVideo
+    from ...models.errors import CloudError, InputError
     from ..device import with_selected_student
     from ..signals import stopped_by_signals
 
@@ -142,9 +143,18 @@ def agent(
             worker.submit(running.run, itertools.islice(frames, limit), sink).result()
             opened.close()
             summary = running.summary.as_dict()
-            for counted in (frames, broker):
-                if isinstance(counted, (LiveVideo, Mqtt)):
-                    summary |= counted.counts()
+            for part in (frames, broker):
+                if isinstance(part, (LiveVideo, Mqtt)):
+                    summary |= part.counts()
             typer.echo(json.dumps(summary))
+    counted = running.summary
+    if counted.frames and counted.unreadable == counted.frames:
+        raise InputError(
+            f"not one of {counted.frames} images could be read; 'edgefm -v agent' names each with its reason"
+        )
+    if broker and not output and counted.frames and not summary["mqtt_published"]:
+        raise CloudError(
+            f"no answer reached the broker at {mqtt}; is it running? --output FILE keeps answers in any case"
+        )
     if signal.SIGINT in received:
         raise typer.Exit(INTERRUPTED)

@@ -23,10 +23,13 @@ def replay(
     trace_down: Annotated[
         str | None, typer.Option(help="Downlink. [FILE.down beside FILE.up; otherwise the uplink's]")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Frames; past its end the stream begins again.", min=1)] = 1000,
+    samples: Annotated[
+        int,
+        typer.Option(help="Frames; past its end the stream begins again. A file of arrivals ends it sooner.", min=1),
+    ] = 1000,
     rate: Annotated[float, typer.Option(help="Frames a second.")] = 2.0,
     arrivals: Annotated[
-        str, typer.Option(help="fixed, poisson, or a file with a time in seconds on each line.")
+        str, typer.Option(help="fixed, poisson, or a file with a time in seconds on each line, instead of --rate.")
     ] = "fixed",
     payload: Annotated[int | None, typer.Option(help="Bytes of every image. [what it has]")] = None,
     propagation_ms: Annotated[float, typer.Option(help="One way, beside what the trace takes.")] = 25.0,

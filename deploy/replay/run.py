@@ -99,11 +99,17 @@ def _inputs(options: ReplayOptions, console: Console) -> tuple[Recording, Timing
             raise ConfigError("a recording has no times: give --device-profile and --cloud-profile")
         return Recording.load(options.source), device, cloud, None
     from ...models.foundation import load_foundation_model
+    from .live import padded
     from .stream import Stream, measure_cloud, record
 
     with console.status("Asking student and FM ..."):
         model = load_foundation_model("synclip")
         stream = Stream.open(options.source, options.settings.samples, options.labels)
+        if options.live:
+            for image in stream.encoded:
+                padded(
+                    image, options.settings.payload_bytes
+                )  # one that is too large is an error before minutes of measuring
         recording, measured = record(stream, model, options.student)
         cloud = cloud or measure_cloud(stream, model, options.student)
     if options.record_to is not None:
@@ -130,7 +136,7 @@ def _predicted(replayed: Replayed) -> float | None:
 def _parts(replayed: Replayed) -> dict[str, float]:
     """Means over all samples: what of the latency was spent where."""
     names = {"device": "device_ms", "network": "transit_ms", "queue": "queue_ms", "compute": "compute_ms"}
-    return {part: round(float(getattr(replayed, name).mean()), 3) for part, name in names.items()}
+    return {part: round(float(getattr(replayed, name).mean()), 3) or 0.0 for part, name in names.items()}
 
 
 def _accuracy(system: System, replayed: Replayed) -> dict[str, float]:
@@ -162,7 +168,7 @@ def _table(result: dict[str, Any], live: Outcome | None, virtual: Outcome) -> Ta
     payload = settings["payload_bytes"]
     predicted = result["predicted_mean_ms"]
     table = Table(
-        title=f"{settings['source']} over {settings['uplink']}, {settings['rate']:g} frames a second",
+        title=f"{settings['source']} over {settings['uplink']}, {_rate(settings)}",
         caption=f"{'images as they are' if payload is None else f'{payload} bytes an image'}, "
         f"{2 * settings['propagation_ms']:g} ms of propagation both ways. Mean of "
         + ", ".join(f"{name} {value:.1f}" for name, value in parts.items())
@@ -188,6 +194,12 @@ def _table(result: dict[str, Any], live: Outcome | None, virtual: Outcome) -> Ta
         cells = [form.format(getattr(outcome, name)) for outcome in (virtual, live) if outcome is not None]
         table.add_row(text, *cells)
     return table
+
+
+def _rate(settings: dict[str, Any]) -> str:
+    if settings["arrivals"] in ("fixed", "poisson"):
+        return f"{settings['rate']:g} frames a second"
+    return f"frames at the times of {settings['arrivals']}"
 
 
 def raise_if_disagreeing(result: dict[str, Any]) -> None:
