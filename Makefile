@@ -12,9 +12,9 @@ demo: $(VENV)/.demo
 soak: $(VENV)/.demo
 	$(BIN)/edgefm bench soak $(ARGS)
 
-# Three processes for two cores: many tests wait for processes, sockets and clocks.
+# Two processes: many tests wait for processes, sockets and clocks.
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -18,8 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
+settings.register_profile("shared", deadline=None)  # the machine is shared with other tests
+settings.load_profile("shared")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
 
 SHARED = Path(os.environ.get("EDGEFM_SHARED") or Path(__file__).resolve().parents[2] / "shared")

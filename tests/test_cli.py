@@ -175,6 +175,7 @@ def test_the_commands_are_these():
             "bench agent",
             "bench service",
             "bench memory",
+            "bench link",
             "bench soak",
             "students export",
             "profile",

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edgefm.cloud import customize as customize_module
 from edgefm.cloud.config import CloudConfig, CustomizationConfig
 from edgefm.cloud.customize import Job, run
 from edgefm.cloud.environments import Environments
@@ -19,6 +18,7 @@ from edgefm.cloud.registry import Registry
 from edgefm.cloud.store import NewSample
 from edgefm.deploy.camera import DAY, PHOTOGRAPHS, walk
 from edgefm.edge.student import Student
+from edgefm.models import student_graph
 from edgefm.models.head import Head
 from edgefm.models.images import decode_image
 from edgefm.models.student_graph import int8_files
@@ -97,7 +97,7 @@ def test_where_quantising_costs_more_than_it_may_the_version_stays_in_float(lear
     job = Job(
         data_dir / "store", "yard", pool, tmp_path / "running", tmp_path / "version0", tmp_path / "output", config
     )
-    monkeypatch.setattr(customize_module, "int8_files", bad)
+    monkeypatch.setattr(student_graph, "int8_files", bad)
     outcome = run(job)
     assert "event=int8_left" in capfd.readouterr().err
     assert outcome.precision == "float" and outcome.files == (HEAD_FILE,) and outcome.accepted

@@ -36,7 +36,7 @@ def test_a_device_s_full_disk_costs_samples_and_no_answer(
 ):
     """The answers are on another disk; the cloud is away, so that every sample wants to be spooled."""
     cloud = start_cloud(*cloud_flags)
-    agent = start_agent(cloud.target, "--fps", "40", state_dir=small_disk / "agent")
+    agent = start_agent(cloud.target, "--fps", "20", state_dir=small_disk / "agent")
     until(lambda: agent.count("cloud") >= 5)
     cloud.stop(signal.SIGKILL)
     until(lambda: agent.count("fallback") >= 20)

@@ -10,7 +10,7 @@ def test_a_killed_cloud_costs_no_answer_and_no_sample(
     start_cloud, start_agent, cloud_flags, until, stored, waiting, digests
 ):
     cloud = start_cloud(*cloud_flags)
-    agent = start_agent(cloud.target, "--fps", "40")
+    agent = start_agent(cloud.target, "--fps", "20")
     until(lambda: agent.count("cloud") >= 60)
     cloud.stop(signal.SIGKILL)
     until(lambda: agent.count("fallback") >= 60)
