@@ -157,8 +157,11 @@ def test_a_damaged_state_is_an_error_and_not_a_fresh_start(tmp_path, state, name
     state.remember(manifest_of(1), POOL)
     assert state.last_good() is not None
     (tmp_path / "state" / "environments" / "yard" / name).write_text(text)
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError) as damage:
         state.last_good()
+    assert "\n" not in str(damage.value)
+    state.remember(manifest_of(2), POOL)  # what the cloud sent takes its place
+    assert state.last_good() == (manifest_of(2), POOL) and state.previous() is None
 
 
 def test_what_a_kill_left_half_written_is_cleared_away(tmp_path, state):

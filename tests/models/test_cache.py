@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -96,3 +97,13 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
     assert cache_dir() == Path.home() / ".cache" / "edgefm"
     monkeypatch.setenv("EDGEFM_CACHE", "here")
     assert cache_dir() == Path("here")
+
+
+def test_what_is_no_file_is_written_into_and_stays_what_it_is(tmp_path):
+    """As root, a rename would put a file in the place of /dev/stdout."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    write_atomic(pipe, b"through")
+    assert os.read(reader, 100) == b"through" and pipe.is_fifo()
+    os.close(reader)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from edgefm.models.checks import check_environment_name
-from edgefm.models.errors import InputError
+from edgefm.models.checks import check_environment_name, check_target
+from edgefm.models.errors import ConfigError, InputError
 from edgefm.proto.limits import MAX_NAME_LENGTH
 
 LONGEST = "x" * MAX_NAME_LENGTH
@@ -21,3 +21,14 @@ def test_names_that_could_leave_a_folder_are_refused(name: str):
 @pytest.mark.parametrize("name", ["a", "Yard_2.north-east", "0", LONGEST])
 def test_ordinary_names_are_taken(name: str):
     assert check_environment_name(name) == name
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1:50061", "cloud.example:1", "[::1]:65535", "dns:///cloud:443"])
+def test_an_address_is_host_and_port(target: str):
+    assert check_target(target) == target
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1", "nonsense", ":50061", "host:0", "host:65536", "::1", "host:port", ""])
+def test_another_address_is_refused(target: str):
+    with pytest.raises(ConfigError, match="host:port"):
+        check_target(target)
