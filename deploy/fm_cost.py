@@ -7,13 +7,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
-import numpy as np
-from PIL import Image
-
-from ..edge.machine import peak_rss_mb
-from ..edge.profiler import LEAST_RUNS, WARM_UP_RUNS, ProfileOptions
+from ..edge.profiler import LEAST_RUNS, WARM_UP_RUNS, ProfileOptions, peak_memory_mb, picture_of, rounded
 from ..models.device_profile import DeviceProfile, FoundationModelCost, Limits
-from ..models.errors import InputError, ModelError
+from ..models.errors import ModelError
 
 
 def measure_foundation_model(name: str, options: ProfileOptions) -> FoundationModelCost:
@@ -33,19 +29,20 @@ def _measure(name: str, options: ProfileOptions) -> FoundationModelCost:
     from ..models.foundation import load_foundation_model
 
     model, taken_ms = load_foundation_model(name), []
-    pixels = np.random.default_rng(0).integers(0, 256, (*options.frame_size[::-1], 3), dtype=np.uint8)
-    picture, began = Image.fromarray(pixels), time.perf_counter()
+    picture, began = picture_of(options.frame_size), time.perf_counter()
     while len(taken_ms) < options.runs + WARM_UP_RUNS:
         started = time.perf_counter()
         model.embed_images([picture])
         taken_ms.append((time.perf_counter() - started) * 1e3)
         if time.perf_counter() - began > options.patience_s and len(taken_ms) >= LEAST_RUNS + WARM_UP_RUNS:
             break
-    memory = peak_rss_mb()
-    if memory is None:
-        raise InputError("this system does not tell a process's peak memory (/proc/self/status); profile on Linux")
-    p50, p95 = (round(float(np.percentile(taken_ms[WARM_UP_RUNS:], q)), 3) for q in (50, 95))
-    return FoundationModelCost(name=name, frame_p50_ms=p50, frame_p95_ms=p95, peak_rss_mb=round(memory, 1))
+    kept = taken_ms[WARM_UP_RUNS:]
+    return FoundationModelCost(
+        name=name,
+        frame_p50_ms=rounded(kept, 50),
+        frame_p95_ms=rounded(kept, 95),
+        peak_rss_mb=peak_memory_mb(),
+    )
 
 
 def advise(profile: DeviceProfile, limits: Limits) -> str | None:

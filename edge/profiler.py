@@ -107,7 +107,7 @@ def measure_student(name: str, folder: Path, threads: int, options: ProfileOptio
     """One student, one frame at a time, in this process: its peak memory is what this process has taken so far."""
     importlib.import_module(".agent", __package__)  # the agent's libraries count
     preprocess = student_profile(name).preprocess
-    picture = _picture(options.frame_size)
+    picture = picture_of(options.frame_size)
     started = time.perf_counter()
     model = OnnxModel(folder / GRAPH_FILE, threads)
     load_ms = (time.perf_counter() - started) * 1e3
@@ -125,25 +125,30 @@ def measure_student(name: str, folder: Path, threads: int, options: ProfileOptio
         session_ms.append((ended - preprocessed) * 1e3)
         if ended - began > options.patience_s and len(session_ms) >= LEAST_RUNS:
             break
-    memory = peak_rss_mb()
-    if memory is None:
-        raise InputError("this system does not tell a process's peak memory (/proc/self/status); profile on Linux")
     return StudentCost(
         student=name,
         threads=threads,
-        preprocess_ms=_rounded(preprocess_ms, 50),
-        session_p50_ms=_rounded(session_ms, 50),
-        session_p95_ms=_rounded(session_ms, 95),
-        peak_rss_mb=round(memory, 1),
+        preprocess_ms=rounded(preprocess_ms, 50),
+        session_p50_ms=rounded(session_ms, 50),
+        session_p95_ms=rounded(session_ms, 95),
+        peak_rss_mb=peak_memory_mb(),
         load_ms=round(load_ms, 1),
     )
 
 
-def _rounded(values: Sequence[float], percentile: float) -> float:
+def peak_memory_mb() -> float:
+    """Of this process so far, in 10^6 bytes. Raises `InputError` where the system does not tell."""
+    memory = peak_rss_mb()
+    if memory is None:
+        raise InputError("this system does not tell a process's peak memory (/proc/self/status); profile on Linux")
+    return round(memory, 1)
+
+
+def rounded(values: Sequence[float], percentile: float) -> float:
     return round(float(np.percentile(values, percentile)), 3)
 
 
-def _picture(size: tuple[int, int]) -> Image.Image:
+def picture_of(size: tuple[int, int]) -> Image.Image:
     width, height = size
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)

@@ -147,6 +147,8 @@ def agent(
                 if isinstance(part, (LiveVideo, Mqtt)):
                     summary |= part.counts()
             typer.echo(json.dumps(summary))
+    if signal.SIGINT in received:
+        raise typer.Exit(INTERRUPTED)
     counted = running.summary
     if counted.frames and counted.unreadable == counted.frames:
         raise InputError(
@@ -156,5 +158,3 @@ def agent(
         raise CloudError(
             f"no answer reached the broker at {mqtt}; is it running? --output FILE keeps answers in any case"
         )
-    if signal.SIGINT in received:
-        raise typer.Exit(INTERRUPTED)

@@ -106,10 +106,8 @@ def _inputs(options: ReplayOptions, console: Console) -> tuple[Recording, Timing
         model = load_foundation_model("synclip")
         stream = Stream.open(options.source, options.settings.samples, options.labels)
         if options.live:
-            for image in stream.encoded:
-                padded(
-                    image, options.settings.payload_bytes
-                )  # one that is too large is an error before minutes of measuring
+            # An image that is larger than that is an error now, and not after minutes of measuring.
+            padded(max(stream.encoded, key=len), options.settings.payload_bytes)
         recording, measured = record(stream, model, options.student)
         cloud = cloud or measure_cloud(stream, model, options.student)
     if options.record_to is not None:

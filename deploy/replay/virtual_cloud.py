@@ -34,7 +34,7 @@ class VirtualCloud:
         self._waiting: deque[Job] = deque()
         self._company = False
         self._busy = False
-        self._drawn: dict[Timing, list[float]] = {}
+        self._drawn: dict[int, list[float]] = {}  # by size of the batch, 0 for calls
 
     def arrive(self, job: Job) -> None:
         self._waiting.append(job)
@@ -53,17 +53,17 @@ class VirtualCloud:
         live = [job for job in taken if job.deadline_ms >= now_ms]
         self._busy = bool(live)
         work = sum(job.work for job in live) / max(len(live), 1)
-        return live, self._draw(self._timings[len(live) - 1]) * work if live else 0.0
+        return live, self._draw(len(live), self._timings[len(live) - 1]) * work if live else 0.0
 
     def done(self) -> None:
         self._busy = False
 
     def call_ms(self) -> float:
         """What one query costs beside link, queue and batch."""
-        return 0.0 if self._call is None else self._draw(self._call)
+        return 0.0 if self._call is None else self._draw(0, self._call)
 
-    def _draw(self, timing: Timing) -> float:
-        drawn = self._drawn.get(timing)
+    def _draw(self, key: int, timing: Timing) -> float:
+        drawn = self._drawn.get(key)
         if not drawn:
-            drawn = self._drawn[timing] = timing.draw(self._rng, _DRAWN).tolist()
+            drawn = self._drawn[key] = timing.draw(self._rng, _DRAWN).tolist()
         return drawn.pop()
