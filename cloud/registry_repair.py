@@ -2,18 +2,20 @@
 
 A version is whole when its manifest can be read and its files have their size and hash. A pointer that is missing, cannot
 be read or names a version that is not whole is set to the nearest whole ancestor, or else to the highest whole version,
-and that is logged as an error. The versions of an environment without a whole one are set aside, and it starts anew.
+and that is logged as an error. The versions of an environment without a whole one are set aside, and it starts anew. A pool
+whose pointer is damaged is found again among the blobs.
 Temporary files and blobs that nothing names are removed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from ..models.errors import EdgeFMError, ModelError, StoreError
-from ..models.versions import BlobRef, StudentManifest, verify_file
+from ..models.pool import LabelPool
+from ..models.versions import BlobRef, StudentManifest, sha256_hex, verify_file
 from .registry import Registry
 
 log = logging.getLogger("edgefm.cloud.registry")
@@ -21,12 +23,19 @@ log = logging.getLogger("edgefm.cloud.registry")
 
 @dataclass
 class Repairs:
-    """What was found. `unusable`: environments without a readable pool or without a whole version; they start anew
-    when a device registers there."""
+    """What was found.
+
+    Attributes:
+        repointed: version now current, by environment.
+        pools_found: labels of the pool that is current again, by environment.
+        unusable: environments without a readable pool or without a whole version; they start anew when a device registers
+            there.
+    """
 
     temporaries_removed: int = 0
     blobs_removed: int = 0
     repointed: dict[str, int] = field(default_factory=dict)
+    pools_found: dict[str, int] = field(default_factory=dict)
     unusable: list[str] = field(default_factory=list)
 
 
@@ -47,13 +56,8 @@ def _repair(registry: Registry) -> Repairs:
     named: set[str] | None = set()  # None: something cannot be read, so nobody knows what it names
     for name in registry.names():
         manifests = _manifests(registry, name)
-        try:
-            _, pool = registry.pool(name)
-            pools = {pool.sha256}
-        except EdgeFMError as error:
-            log.error("event=pool_damaged environment=%s reason=%s", name, error)
-            repairs.unusable.append(name)
-            pools = None
+        pool = _usable_pool(registry, name, manifests, repairs)
+        pools = None if pool is None else {pool.sha256}
         if named is None or pools is None or len(manifests) < len(registry.versions(name)):
             named = None
         else:
@@ -71,6 +75,50 @@ def _repair(registry: Registry) -> Repairs:
             repairs.blobs_removed,
         )
     return repairs
+
+
+def _usable_pool(
+    registry: Registry, name: str, manifests: Mapping[int, StudentManifest], repairs: Repairs
+) -> BlobRef | None:
+    """The environment's pool; None where there is none any more."""
+    try:
+        return registry.pool(name)[1]
+    except EdgeFMError as error:
+        log.error("event=pool_damaged environment=%s reason=%s", name, error)
+    found = _last_pool(registry, name, {manifest.pool_version for manifest in manifests.values()})
+    if found is None:
+        repairs.unusable.append(name)
+        return None
+    ref = registry.set_pool(name, found)
+    repairs.pools_found[name] = len(found.labels)
+    log.error(
+        "event=pool_found_again environment=%s labels=%s advice=%s",
+        name,
+        ", ".join(found.labels),
+        "if labels are missing, add them with 'edgefm labels add'",
+    )
+    return ref
+
+
+def _last_pool(registry: Registry, name: str, learned_with: Set[str]) -> LabelPool | None:
+    """The blob written last that is a pool of no other environment, or one that versions of this one learned with."""
+    others, told_apart = set(), True
+    for other in registry.environments():
+        if other != name:
+            try:
+                others.add(registry.pool(other)[1].sha256)
+            except EdgeFMError:
+                told_apart = False  # a pool that nobody names may be the other's
+    blobs = sorted((registry.root / "blobs").iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for blob in blobs:
+        try:
+            pool = LabelPool.load(blob)
+        except ModelError:
+            continue
+        theirs = pool.version in learned_with or (told_apart and blob.name not in others)
+        if theirs and sha256_hex(blob.read_bytes()) == blob.name:
+            return pool
+    return None
 
 
 def _manifests(registry: Registry, name: str) -> dict[int, StudentManifest]:

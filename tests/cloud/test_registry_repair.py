@@ -118,9 +118,40 @@ def test_leftovers_are_removed_and_what_is_named_stays(registry: Registry):
     assert sorted((registry.root / "blobs").iterdir()) == named
 
 
-def test_a_lost_pool_makes_the_environment_unusable_and_costs_no_blob(registry: Registry, caplog):
+def pool_of(*labels: str) -> LabelPool:
+    return LabelPool(labels, normalise(np.random.default_rng(2).standard_normal((len(labels), 8))), "fm")
+
+
+def damage_pool_pointer(registry: Registry, name: str) -> None:
+    (registry.root / "environments" / name / "pool.json").write_text("{}")
+
+
+def test_a_pool_whose_pointer_is_damaged_is_found_among_the_blobs(registry: Registry, caplog):
+    registry.set_pool("street", pool_of("bus"))
+    registry.set_pool("yard", pool_of("cat", "dog", "owl"))
+    damage_pool_pointer(registry, "yard")
+    repairs = repair(registry)
+    assert repairs.pools_found == {"yard": 3} and not repairs.unusable
+    assert registry.pool("yard")[0].labels == ("cat", "dog", "owl") and registry.pool("street")[0].labels == ("bus",)
+    assert "event=pool_found_again environment=yard labels=cat, dog, owl" in caplog.text
+    assert repair(registry) == Repairs()
+
+
+def test_of_two_lost_pools_only_the_one_that_a_version_learned_with_is_taken(registry: Registry):
+    learned_with = registry.set_pool("yard", pool_of("cat", "dog", "owl"))
+    running = registry.current("yard").model_copy(update={"pool_version": pool_of("cat", "dog", "owl").version})
+    registry.publish(running.model_copy(update={"parent": 3}), {})
+    registry.set_pool("street", pool_of("bus"))
+    for name in ("street", "yard"):
+        damage_pool_pointer(registry, name)
+    repairs = repair(registry)
+    assert repairs.unusable == ["street"] and repairs.pools_found == {"yard": 3} and repairs.blobs_removed == 0
+    assert registry.pool("yard")[1] == learned_with
+
+
+def test_a_damaged_pool_makes_the_environment_unusable_and_costs_no_blob(registry: Registry, caplog):
     registry.put_blob("head", b"of nothing")
-    (registry.root / "environments" / "yard" / "pool.json").write_text("{}")
+    registry.blob_path(registry.pool("yard")[1].sha256).write_bytes(b"damaged")
     repairs = repair(registry)
     assert repairs.unusable == ["yard"] and repairs.blobs_removed == 0 and repairs.repointed == {}
     assert "event=pool_damaged environment=yard" in caplog.text
@@ -133,5 +164,5 @@ def test_a_disk_that_refuses_is_a_store_error(registry: Registry):
 
 
 def test_a_registration_that_was_cut_short_is_no_damage(registry: Registry):
-    registry.set_pool("street", LabelPool(("cat",), normalise(np.ones((1, 8))), "fm"))
+    registry.set_pool("street", pool_of("cat"))
     assert repair(registry) == Repairs()

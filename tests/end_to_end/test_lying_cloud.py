@@ -16,11 +16,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from edgefm.models.errors import ModelError
 from edgefm.models.pool import LabelPool
 from edgefm.models.versions import BlobRef, StudentManifest, sha256_hex
 from edgefm.proto.limits import PROTOCOL_VERSION, PUSHBACK_KEY, SERVER_OPTIONS
 from edgefm.proto.v1 import edgefm_pb2 as pb
 from edgefm.proto.v1 import edgefm_pb2_grpc as rpc
+from google.protobuf.message import DecodeError
 
 INF, NAN = float("inf"), float("nan")
 ENDLESS = "e" * 64
@@ -83,6 +85,15 @@ def pools(good: LabelPool) -> list[bytes]:
     return [b"", b"PK\x03\x04" * 100, *made]
 
 
+def believable(registration: bytes) -> bool:
+    """It can be read, its manifest too."""
+    try:
+        StudentManifest.from_json(pb.RegisterResponse.FromString(registration).student.manifest_json)
+    except (DecodeError, ModelError):
+        return False
+    return True
+
+
 class LyingCloud:
     """A gRPC server whose first registration is the true cloud's and whose every other word is a lie.
 
@@ -122,7 +133,11 @@ class LyingCloud:
             return self._mutate(data, self._rng)
 
     def _register(self, request, context) -> bytes:
-        return self._registration if self._count("register") % 2 else self._damaged(self._registration)
+        if self._count("register") % 2:
+            return self._registration
+        damaged = self._damaged(self._registration)
+        # Another date or number with the true files is a version like any other: an agent may follow it.
+        return self._registration if believable(damaged) else damaged
 
     def _recognize(self, requests, context) -> Iterator[bytes]:
         for request in requests:
