@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from ..models.errors import StoreError
+from ..models.errors import StoreError, disk_reason
 
 
 class DataDirLock:
@@ -27,7 +27,7 @@ class DataDirLock:
             raise StoreError(f"another cloud works in {self._folder}; stop it or choose another --data-dir") from error
         except OSError as error:
             self.release()
-            raise StoreError(f"cannot lock {self._folder}: {error.strerror}") from error
+            raise StoreError(f"cannot lock {self._folder}: {disk_reason(error)}") from error
 
     def release(self) -> None:
         if self._handle is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..models.cache import write_atomic
 from ..models.checks import ENVIRONMENT_NAME, check_environment_name
-from ..models.errors import InputError, ModelError, StoreError
+from ..models.errors import InputError, ModelError, StoreError, disk_reason
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest, verify_file
 
@@ -31,7 +31,7 @@ class Registry:
             (root / "blobs").mkdir(parents=True, exist_ok=True)
             (root / "environments").mkdir(exist_ok=True)
         except OSError as error:
-            raise StoreError(f"cannot open the registry in {root}: {error.strerror}") from error
+            raise StoreError(f"cannot open the registry in {root}: {disk_reason(error)}") from error
 
     # ---- blobs
 

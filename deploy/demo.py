@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ..cloud.registry import Registry
 from ..edge.operator import Operator
-from ..models.errors import ConfigError, EdgeFMError, InputError, StoreError
+from ..models.errors import ConfigError, EdgeFMError, InputError, StoreError, disk_reason
 from .demo_data import DemoEnvironment, camera_environments, data_environment
 from .demo_results import EnvironmentRun, assemble
 from .demo_scoring import ask_fm
@@ -160,7 +160,7 @@ def _fresh_folder(path: Path) -> Path:
             path.rename(path.with_name(f"{path.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime())}"))
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot use the output folder {path}: {error.strerror}") from error
+        raise StoreError(f"cannot use the output folder {path}: {disk_reason(error)}") from error
     return path
 
 

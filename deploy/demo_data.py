@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from ..edge.frames import Frame, readable
 from ..edge.sources import open_source
-from ..models.errors import InputError, StoreError
+from ..models.errors import InputError, StoreError, disk_reason
 
 CAMERA_PLACE = "yard"
 SCORING_FRAMES = 400
@@ -116,5 +116,5 @@ def _write_stream(path: Path, images: Iterable[bytes]) -> tuple[Path, int]:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     except OSError as error:
-        raise StoreError(f"cannot write the stream {path}: {error.strerror}") from error
+        raise StoreError(f"cannot write the stream {path}: {disk_reason(error)}") from error
     return path, count

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..models.cache import write_atomic
-from ..models.errors import CloudError, InputError, ModelError, StoreError
+from ..models.errors import CloudError, InputError, ModelError, StoreError, disk_reason
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest, verify_file
 from .refusals import Refusal, Refusals
@@ -45,7 +45,7 @@ class StateLock:
             root.mkdir(parents=True, exist_ok=True)
             self._file = (root / "lock").open("w")
         except OSError as error:
-            raise StoreError(f"cannot open the state folder {root}: {error.strerror}") from error
+            raise StoreError(f"cannot open the state folder {root}: {disk_reason(error)}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -110,7 +110,7 @@ class LocalState:
             for leftover in (*root.glob(".device-id.*"), *self._environment.glob(".*.json.*")):
                 leftover.unlink(missing_ok=True)
         except OSError as error:
-            raise StoreError(f"cannot open the state folder {root}: {error.strerror}") from error
+            raise StoreError(f"cannot open the state folder {root}: {disk_reason(error)}") from error
         self.refusals = Refusals(self._environment / "refused.json")
 
     def blob(self, ref: BlobRef, fetch: Fetch) -> Path:
@@ -252,7 +252,7 @@ def _on_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; free space or mend the disk") from error
+        raise StoreError(f"cannot write {path}: {disk_reason(error)}; free space or mend the disk") from error
 
 
 def fit(student: StudentManifest, pool: LabelPool) -> bool:
@@ -272,7 +272,7 @@ def _read(folder: Path, prefix: str) -> tuple[StudentManifest, BlobRef] | None:
             return None
         return StudentManifest.from_json(student.read_bytes()), BlobRef.from_json(pool.read_bytes())
     except OSError as error:
-        raise StoreError(f"cannot read the state in {folder}: {error.strerror}") from error
+        raise StoreError(f"cannot read the state in {folder}: {disk_reason(error)}") from error
     except ModelError as error:
         raise ModelError(f"the state in {folder} is damaged: {error}; remove it to start afresh") from error
 

@@ -37,9 +37,8 @@ class Operator:
     """A short connection to the cloud. Every call raises `CloudError`, or `InputError` for what the cloud refuses."""
 
     def __init__(self, target: str | None) -> None:
-        self._channel = grpc.insecure_channel(
-            check_target(target or f"127.0.0.1:{DEFAULT_PORT}"), options=CHANNEL_OPTIONS
-        )
+        self._target = check_target(target or f"127.0.0.1:{DEFAULT_PORT}")
+        self._channel = grpc.insecure_channel(self._target, options=CHANNEL_OPTIONS)
         self._stub = rpc.EdgeFMStub(self._channel)
 
     def __enter__(self) -> Operator:
@@ -73,7 +72,7 @@ class Operator:
             code = error.code() if isinstance(error, grpc.Call) else None
             if isinstance(error, grpc.Call) and code in _INPUT_ERRORS:
                 raise _INPUT_ERRORS[code](error.details() or "refused") from error
-            raise translate(error, "the cloud") from error
+            raise translate(error, self._target) from error
 
 
 def _view(message: pb.LabelPool) -> PoolView:

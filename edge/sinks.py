@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from ..models.errors import ConfigError, MissingExtraError, StoreError
+from ..models.errors import ConfigError, MissingExtraError, StoreError, disk_reason
 from .records import Answer, Sink
 
 if TYPE_CHECKING:
@@ -53,20 +53,20 @@ class JsonLines:
                 _mend_end(path)
             self._file = path.open("ab")
         except OSError as error:
-            raise StoreError(f"cannot write answers to {path}: {error.strerror}") from error
+            raise StoreError(f"cannot write answers to {path}: {disk_reason(error)}") from error
 
     def __call__(self, answer: Answer) -> None:
         try:
             self._file.write(answer.to_json().encode() + b"\n")
             self._file.flush()
         except OSError as error:
-            raise StoreError(f"cannot write answers to {self._path}: {error.strerror}") from error
+            raise StoreError(f"cannot write answers to {self._path}: {disk_reason(error)}") from error
 
     def close(self) -> None:
         try:
             self._file.close()
         except OSError as error:  # what could not be written before
-            raise StoreError(f"cannot write answers to {self._path}: {error.strerror}") from error
+            raise StoreError(f"cannot write answers to {self._path}: {disk_reason(error)}") from error
 
 
 def _mend_end(path: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import StoreError
+from .errors import StoreError, disk_reason
 
 
 def cache_dir() -> Path:
@@ -30,8 +30,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
             return
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with temporary.open("xb") as file:  # with the mode that the user's umask gives a new file
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -39,7 +39,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+        raise StoreError(f"cannot write {path}: {disk_reason(error)}; free space or choose another folder") from error
 
 
 def cached_file(name: str, make: Callable[[], bytes]) -> Path:

@@ -90,3 +90,10 @@ class OverloadedError(CloudError):
     def __init__(self, message: str, retry_after_ms: int) -> None:
         super().__init__(message)
         self.retry_after_ms = retry_after_ms
+
+
+def disk_reason(error: OSError) -> str:
+    """Why the system refused a path to be made or written, in words."""
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return "a part of that path is a file, not a folder"
+    return error.strerror or str(error)

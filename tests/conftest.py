@@ -226,3 +226,23 @@ def make_broker(tmp_path) -> Iterator[Callable[..., BrokerProcess]]:
     yield make
     for broker in made:
         broker.stop()
+
+
+@pytest.fixture
+def edgefm() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line to its end."""
+
+    def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "edgefm.deploy.cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+
+    return run
+
+
+@pytest.fixture
+def image(tmp_path: Path, make_picture) -> Path:
+    """A folder of one picture."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    make_picture(0).save(folder / "a.jpg")
+    return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.cache import write_atomic
-from ...models.errors import StoreError
+from ...models.errors import StoreError, disk_reason
 
 
 def make_folder(path: Path) -> None:
@@ -15,7 +15,7 @@ def make_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+        raise StoreError(f"cannot write {path}: {disk_reason(error)}; choose another folder") from error
 
 
 def save(result: dict[str, Any], path: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 from ...edge.machine import machine_state
 from ...models.errors import ConfigError, EdgeFMError
 from ...models.students import DEFAULT_STUDENT, INT8_SUFFIX, PROFILES
-from .options import extra
+from .options import check_sources, extra
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
 
@@ -43,6 +43,7 @@ def students(
     json_file: JsonFile = None,
 ) -> None:
     """Every student: milliseconds a frame, accuracy before and after customization, seconds to publish."""
+    check_sources([data])
     with extra("demo"):
         from rich.console import Console
 
@@ -61,6 +62,7 @@ def learning(
     json_file: JsonFile = None,
 ) -> None:
     """Edge share against samples, clean and by night, blurred, noisy, compressed. About an hour on 2 cores."""
+    check_sources(data)
     with extra("demo"):
         from rich.console import Console
 
@@ -80,6 +82,7 @@ def returning(
     json_file: JsonFile = None,
 ) -> None:
     """What a student still knows of the day when the day returns after the night."""
+    check_sources(data)
     with extra("demo"):
         from rich.console import Console
 
@@ -100,6 +103,7 @@ def easy(
     json_file: JsonFile = None,
 ) -> None:
     """What samples that the student found easy teach, by its own word and by the FM's."""
+    check_sources(data)
     with extra("demo"):
         from rich.console import Console
 

@@ -36,11 +36,8 @@ def cloud(
     metrics_host: Annotated[str | None, typer.Option(help="Address of the metrics. [127.0.0.1]")] = None,
 ) -> None:
     """Runs the cloud: the FM behind gRPC, the sample store, customization and the registry of versions."""
-    with extra("cloud"):
-        import asyncio
+    from ...cloud.config import CloudConfig
 
-        from ...cloud.config import CloudConfig
-        from ...cloud.server import serve
     flags = {
         "data_dir": data_dir,
         "foundation_model": fm,
@@ -57,4 +54,9 @@ def cloud(
         "metrics_port": metrics_port,
         "metrics_host": metrics_host,
     }
-    asyncio.run(serve(load_config(CloudConfig, "cloud", config, flags)))
+    settings = load_config(CloudConfig, "cloud", config, flags)  # its errors come before the slow imports
+    with extra("cloud"):
+        import asyncio
+
+        from ...cloud.server import serve
+    asyncio.run(serve(settings))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...models.students import DEFAULT_STUDENT
-from .options import extra
+from .options import check_sources, extra
 
 
 def evaluate(
@@ -44,6 +44,7 @@ def evaluate(
 
     Experiments: environment-change, latency-accuracy, crossover, bandwidth, uploads, students, open-set, margins.
     """
+    check_sources(data)
     with extra("demo"):
         from rich.console import Console
 

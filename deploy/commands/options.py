@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,14 @@ DeviceEnvironment = Annotated[
     str | None, typer.Option("--environment", "-e", help="Where the device stands. [default]")
 ]
 Environment = Annotated[str, typer.Option("--environment", "-e", help="The environment; '' is the base of new ones.")]
+
+
+def check_sources(sources: Iterable[Path]) -> None:
+    """Before slow imports: raises `InputError` for a folder or archive that is missing or empty."""
+    from ...edge.sources import open_source
+
+    for source in sources:
+        open_source(source).close()
 
 
 @contextmanager

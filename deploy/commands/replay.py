@@ -9,7 +9,7 @@ import typer
 
 from ...models.students import DEFAULT_STUDENT
 from ..settings import parse_labels
-from .options import extra
+from .options import check_sources, extra
 
 
 def replay(
@@ -93,6 +93,8 @@ def replay(
         profile_to=cloud_profile_to,
         live=live,
     )
+    if not options.is_recording:
+        check_sources([source])
     result = run_replay(options, Console())
     if json_file is not None:
         save(result, json_file)

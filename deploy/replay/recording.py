@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -72,7 +72,10 @@ class Recording:
         """Raises `InputError`: there is no such file, or it is no recording."""
         names = [field.name for field in fields(cls)]
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            data = io.BytesIO(path.read_bytes())
+            if not is_zipfile(data):  # numpy would take it for a pickle, and say so
+                raise InputError(f"{path} is no recording of `edgefm replay --record-to`: not an .npz archive")
+            with np.load(data, allow_pickle=False) as file:
                 if int(file["format"]) != _FORMAT:
                     raise InputError(f"{path} is a recording of format {file['format']}; this EdgeFM reads {_FORMAT}")
                 return cls(**{name: file[name] for name in names})

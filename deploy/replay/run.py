@@ -23,7 +23,7 @@ from .systems import System
 from .timing import CloudProfile, Timing, student_timing
 from .virtual import outcome_of, run_virtual
 
-RECORDING_SUFFIX = ".npz"
+_RECORDING_SUFFIX = ".npz"
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,16 @@ class ReplayOptions:
     live: bool = False
 
     def __post_init__(self) -> None:
-        if self.live and (self.arrivals != "fixed" or self.source.suffix == RECORDING_SUFFIX):
+        if self.live and (self.arrivals != "fixed" or self.is_recording):
             raise ConfigError("a live replay takes images, at a fixed rate")
+        if self.is_recording and (self.labels or self.record_to or self.profile_to):
+            raise ConfigError("a recording is said and done: --labels, --record-to and --cloud-profile-to need images")
         if self.settings.reset_after_ms is not None and not self.live:
             raise ConfigError("on the virtual clock outages stall; --reset-after-ms needs --live")
+
+    @property
+    def is_recording(self) -> bool:
+        return self.source.suffix == _RECORDING_SUFFIX
 
 
 def run_replay(options: ReplayOptions, console: Console) -> dict[str, Any]:
@@ -94,20 +100,22 @@ def _inputs(options: ReplayOptions, console: Console) -> tuple[Recording, Timing
         device = student_timing(DeviceProfile.load(options.device_profile), options.student)
     if options.cloud_profile is not None:
         cloud = CloudProfile.load(options.cloud_profile)
-    if options.source.suffix == RECORDING_SUFFIX:
+    if options.is_recording:
         if device is None or cloud is None:
             raise ConfigError("a recording has no times: give --device-profile and --cloud-profile")
         return Recording.load(options.source), device, cloud, None
-    from ...models.foundation import load_foundation_model
-    from .live import padded
     from .stream import Stream, measure_cloud, record
 
+    # Errors of the images come before the slow part, and not after minutes of measuring.
+    stream = Stream.open(options.source, options.settings.samples, options.labels)
+    if options.live:
+        from .live import padded
+
+        padded(max(stream.encoded, key=len), options.settings.payload_bytes)
     with console.status("Asking student and FM ..."):
+        from ...models.foundation import load_foundation_model
+
         model = load_foundation_model("synclip")
-        stream = Stream.open(options.source, options.settings.samples, options.labels)
-        if options.live:
-            # An image that is larger than that is an error now, and not after minutes of measuring.
-            padded(max(stream.encoded, key=len), options.settings.payload_bytes)
         recording, measured = record(stream, model, options.student)
         cloud = cloud or measure_cloud(stream, model, options.student)
     if options.record_to is not None:

@@ -65,6 +65,9 @@ def test_a_recording_needs_profiles_and_plain_files_need_labels(images: Path, tm
     replay(images, tmp_path, "--labels=cat, rocket", "--samples=4", f"--record-to={recording}")
     with pytest.raises(ConfigError, match="--device-profile"):
         replay(recording, tmp_path)
+    for flag in ("--labels=cat", f"--record-to={tmp_path / 'more.npz'}", f"--cloud-profile-to={tmp_path / 'c.json'}"):
+        with pytest.raises(ConfigError, match="need images"):
+            replay(recording, tmp_path, flag)
     with pytest.raises(EdgeFMError, match="--labels"):
         replay(images, tmp_path)
     with pytest.raises(ConfigError, match="--live"):
