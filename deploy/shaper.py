@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
+import selectors
 import socket
 import struct
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from ..models.errors import ConfigError
 from .link_queue import LinkQueue, Pipe
@@ -239,6 +241,21 @@ def _hang_up(end: socket.socket) -> None:
     end.close()
 
 
+class _FineSelector(selectors.DefaultSelector):
+    """Waits to the microsecond, where the system's epoll rounds up to whole milliseconds."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout > 0:
+            select.select([self.fileno()], [], [], timeout)  # an epoll can be waited for like a file
+            timeout = 0
+        return super().select(timeout)
+
+
+def fine_event_loop() -> asyncio.AbstractEventLoop:
+    """An event loop whose timers are late by tens of microseconds instead of up to a millisecond."""
+    return asyncio.SelectorEventLoop(_FineSelector() if hasattr(select, "epoll") else None)
+
+
 class ShaperThread:
     """Runs a LinkShaper in a background thread with an event loop of its own; it is running once constructed.
 
@@ -285,7 +302,8 @@ class ShaperThread:
         self._thread.join()
 
     def _run(self) -> None:
-        asyncio.run(self._main())
+        with closing(fine_event_loop()) as loop:
+            loop.run_until_complete(self._main())
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

@@ -68,8 +68,7 @@ def evaluate(
         device_profile=device_profile,
         cloud_profile=cloud_profile,
     )
-    result = measure(options, experiments, console)
-    save(result, json_file)
+    result = measure(options, experiments, console, lambda result: save(result, json_file))
     page, text = write_reports({"this run": result}, output)
     for name, path in (("Report", page), ("Markdown", text), ("JSON", json_file)):
         console.print(f"{name}: {path.resolve()}", highlight=False, soft_wrap=True)

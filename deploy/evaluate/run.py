@@ -73,8 +73,15 @@ class EvaluateOptions:
             raise ConfigError(f"the accuracy target is a share in (0, 1], got {self.target}")
 
 
-def evaluate(options: EvaluateOptions, experiments: Sequence[Experiment], console: Console) -> dict[str, Any]:
+def evaluate(
+    options: EvaluateOptions,
+    experiments: Sequence[Experiment],
+    console: Console,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
     """Measures the experiments; returns their data as JSON, for `edgefm.deploy.evaluate.report`.
+
+    `keep` is called after each with the result so far: one that fails or is interrupted costs itself alone.
 
     Raises:
         InputError, TraceError, ConfigError: bad data, traces or profiles.
@@ -86,15 +93,8 @@ def evaluate(options: EvaluateOptions, experiments: Sequence[Experiment], consol
     costs = _costs(options, names, size, console)
     with tempfile.TemporaryDirectory(prefix="edgefm-evaluate-") as folder, every_core(console) as each:
         material = _material(options, size, names, links, costs, Path(folder), each, console)
-    measured = {}
-    for experiment in experiments:
-        started = time.perf_counter()
-        with console.status(f"{experiment.name} ..."):
-            data = experiment.measure(material)
-        seconds = round(time.perf_counter() - started, 1)
-        measured[experiment.name] = {"objective": experiment.objective(material), "data": data, "seconds": seconds}
-        console.print(f"{experiment.name}: {seconds:.0f} s")
-    return {
+    measured: dict[str, Any] = {}
+    result = {
         "format": FORMAT,
         "quick": options.quick,
         "student": options.student,
@@ -105,9 +105,19 @@ def evaluate(options: EvaluateOptions, experiments: Sequence[Experiment], consol
         "device_ms": {"p50": costs.device.p50_ms, "p95": costs.device.p95_ms},
         "cloud": costs.cloud.model_dump(mode="json", exclude={"machine"}),
         "experiments": measured,
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": 0.0,
         "environment": describe_environment(0),
     }
+    for experiment in experiments:
+        started = time.perf_counter()
+        with console.status(f"{experiment.name} ..."):
+            data = experiment.measure(material)
+        seconds = round(time.perf_counter() - started, 1)
+        measured[experiment.name] = {"objective": experiment.objective(material), "data": data, "seconds": seconds}
+        console.print(f"{experiment.name}: {seconds:.0f} s")
+        result["seconds"] = round(time.perf_counter() - began, 1)
+        keep(result)
+    return result
 
 
 def _link(spec: str) -> Link:
