@@ -6,8 +6,6 @@ head; with enough samples trains the tail of the backbone too; puts the better o
 
 Every run starts from the pretrained backbone and learns from the store, not from the version before: what an environment
 was like once is forgotten only when its samples are.
-
-Torch is loaded by the runs that need it: loading takes longer than fitting a head.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -34,24 +32,13 @@ from ..models.head import Head
 from ..models.images import decode_image
 from ..models.pool import LabelPool
 from ..models.runtime import OnnxModel
-from ..models.students import student_profile
+from ..models.students import StudentProfile, student_profile
 from ..models.versions import GRAPH_FILE, HEAD_FILE, TAIL_FILE, TRUNK_FILE, Calibration, StudentManifest, sha256_hex
 from .augment import trunk_views
+from .candidates import Candidate, best_candidate
 from .config import CustomizationConfig
-from .learning import (
-    Judgement,
-    fit_closed_form,
-    held_out_mask,
-    judge,
-    lowest_risk,
-    newest_and_others,
-    passes,
-    sample_weights,
-)
+from .learning import Judgement, held_out_mask, judge, passes, sample_weights
 from .store import FEATURES_FILE, SampleStore, StoredSamples, image_path
-
-if TYPE_CHECKING:
-    from ..models.backbones import Tail
 
 RESULT_FILE = "result.json"
 _INT8_CALIBRATION = 200
@@ -135,13 +122,21 @@ class FeatureCache:
 
 @dataclass(frozen=True)
 class _Data:
-    """The readable samples of an environment, N of them, and the student that embeds them."""
+    """The readable samples of an environment, N of them, and the student that embeds them; see `candidates.Samples`."""
 
     job: Job
     manifest: StudentManifest
     stored: StoredSamples
-    weights: np.ndarray  # (N,) see `sample_weights`
-    features: np.ndarray  # (N, F) float32, of the pretrained backbone
+    weights: np.ndarray
+    features: np.ndarray
+
+    @property
+    def targets(self) -> np.ndarray:
+        return self.stored.embeddings
+
+    @property
+    def received_at(self) -> np.ndarray:
+        return self.stored.received_at
 
     def images(self, rows: np.ndarray) -> Iterator[list[Image.Image]]:
         """The samples at these positions, in batches."""
@@ -151,7 +146,6 @@ class _Data:
             yield [decode_image(image_path(store, digest).read_bytes()) for digest in digests]
 
     def trunk_views(self, rows: np.ndarray, views: int) -> np.ndarray:
-        """(len(rows), views, C, h, w) float16 trunk activations; the first view is the sample itself."""
         profile = student_profile(self.manifest.profile)
         trunk = OnnxModel(trunk_graph(profile.backbone, profile.input_size), self.job.config.threads)
         parts = []
@@ -204,13 +198,13 @@ def _is_intact(path: Path, digest: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """Weights that might become a version. `tail`: None is the pretrained."""
+class _Weights:
+    """A candidate as files.
 
-    method: str
-    judgement: Judgement
-    head: Head
-    tail: Tail | None
+    Attributes:
+        pretrained: names of the files that it shares with version 0.
+    """
+
     files: dict[str, bytes]
     pretrained: tuple[str, ...]
     precision: Literal["float", "int8"] = "float"
@@ -226,20 +220,14 @@ def run(job: Job) -> Outcome:
     train, held_out = np.flatnonzero(~mask), np.flatnonzero(mask & (data.stored.received_at >= job.since))
     if not len(train) or not len(held_out):
         raise StoreError(f"{len(mask)} samples are too few to train on some and hold others out")
-    targets, weights = data.stored.embeddings, data.weights
 
+    profile = student_profile(manifest.profile)
     version0 = Head.from_bytes((job.version0 / HEAD_FILE).read_bytes(), manifest.embedding_dim)
-    head = fit_closed_form(data.features[train], targets[train], weights[train], version0, job.config.prior_samples)
-    judgement = judge(head(data.features[held_out]), targets[held_out], weights[held_out], pool)
-    candidates = [
-        _Candidate("head", judgement, head, None, {HEAD_FILE: head.to_bytes()}, (GRAPH_FILE, TRUNK_FILE, TAIL_FILE))
-    ]
-    if len(mask) >= job.config.tail_from:
-        candidates.append(_with_tail(data, train, held_out, pool, head))
-    parent = judge(data.embed(job.running, held_out), targets[held_out], weights[held_out], pool)
-    best = candidates[lowest_risk([candidate.judgement for candidate in candidates])]
-    if student_profile(manifest.profile).int8:
-        best = _quantised(data, best, train, held_out, pool)
+    best = best_candidate(data, train, held_out, pool, profile.backbone, version0, job.config)
+    written = _written(profile, best)
+    parent = judge(data.embed(job.running, held_out), data.targets[held_out], data.weights[held_out], pool)
+    if profile.int8:
+        best, written = _quantised(data, best, written, train, held_out, pool)
     outcome = Outcome(
         accepted=passes(best.judgement, parent),
         samples=len(mask),
@@ -250,54 +238,30 @@ def run(job: Job) -> Outcome:
         parent_quality=parent.quality,
         confidence=best.judgement.confidence,
         method=best.method,
-        precision=best.precision,
-        files=tuple(best.files),
-        pretrained=best.pretrained,
+        precision=written.precision,
+        files=tuple(written.files),
+        pretrained=written.pretrained,
         calibration=_calibration(best.judgement, data.stored.propensities[held_out]),
     )
-    for name, content in best.files.items():
+    for name, content in written.files.items():
         (job.output / name).write_bytes(content)
     (job.output / RESULT_FILE).write_bytes(TypeAdapter(Outcome).dump_json(outcome))
     return outcome
 
 
-def _with_tail(data: _Data, train: np.ndarray, held_out: np.ndarray, pool: LabelPool, head: Head) -> _Candidate:
-    import torch
-
-    from ..models.backbones import Tail
+def _written(profile: StudentProfile, candidate: Candidate) -> _Weights:
+    head = {HEAD_FILE: candidate.head.to_bytes()}
+    if candidate.tail is None:
+        return _Weights(head, (GRAPH_FILE, TRUNK_FILE, TAIL_FILE))
     from ..models.student_graph import tail_to_bytes
-    from .tail_training import embed_with, train_tail
 
-    config, profile, targets = data.job.config, student_profile(data.manifest.profile), data.stored.embeddings
-    torch.use_deterministic_algorithms(True)
-    torch.manual_seed(config.seed)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    chosen = newest_and_others(train, data.stored.received_at[train], config)
-    tail, head = train_tail(
-        data.trunk_views(chosen, config.views),
-        targets[chosen],
-        data.weights[chosen],
-        pool,
-        Tail(profile.backbone),
-        head,
-        config,
-    )
-    embeddings = embed_with(tail, head, data.trunk_views(held_out, 1)[:, 0])
-    return _Candidate(
-        "head+tail",
-        judge(embeddings, targets[held_out], data.weights[held_out], pool),
-        head,
-        tail,
-        {TAIL_FILE: tail_to_bytes(profile, tail), HEAD_FILE: head.to_bytes()},
-        (GRAPH_FILE, TRUNK_FILE),
-    )
+    return _Weights({TAIL_FILE: tail_to_bytes(profile, candidate.tail), **head}, (GRAPH_FILE, TRUNK_FILE))
 
 
 def _quantised(
-    data: _Data, candidate: _Candidate, train: np.ndarray, held_out: np.ndarray, pool: LabelPool
-) -> _Candidate:
-    """The candidate in INT8, or the candidate itself where that costs too much agreement."""
+    data: _Data, candidate: Candidate, written: _Weights, train: np.ndarray, held_out: np.ndarray, pool: LabelPool
+) -> tuple[Candidate, _Weights]:
+    """The candidate in INT8, or as it is where that costs too much agreement."""
     from ..models.student_graph import int8_files
 
     preprocess = data.manifest.preprocess
@@ -308,15 +272,14 @@ def _quantised(
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    embeddings = data.embed(folder, held_out)
-    judgement = judge(embeddings, data.stored.embeddings[held_out], data.weights[held_out], pool)
+    judgement = judge(data.embed(folder, held_out), data.targets[held_out], data.weights[held_out], pool)
     if judgement.agreement < candidate.judgement.agreement - data.job.config.int8_may_cost:
         print(
             f"level=info event=int8_left float={candidate.judgement.agreement:.4f} int8={judgement.agreement:.4f}",
             file=sys.stderr,
         )
-        return candidate
-    return replace(candidate, judgement=judgement, files=files, pretrained=(), precision="int8")
+        return candidate, written
+    return replace(candidate, judgement=judgement), _Weights(files, (), "int8")
 
 
 def _calibration(judgement: Judgement, propensities: np.ndarray) -> Calibration:

@@ -18,9 +18,10 @@ import torch
 from rich.console import Console
 
 from ...cloud.augment import trunk_views
+from ...cloud.candidates import best_candidate
 from ...cloud.config import CustomizationConfig
-from ...cloud.learning import fit_closed_form, held_out_mask, judge, lowest_risk, newest_and_others, passes
-from ...cloud.tail_training import embed_with, train_tail
+from ...cloud.learning import held_out_mask, judge, passes
+from ...cloud.tail_training import embed_with
 from ...edge.agreement import AgreementCurve
 from ...edge.frames import Frame, readable
 from ...edge.sources import open_source
@@ -54,14 +55,30 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Images:
-    """N images, as FM and student see them."""
+    """N images, as FM and student see them, in order of arrival; see `edgefm.cloud.candidates.Samples`."""
 
     fm: np.ndarray  # (N, D)
-    features: np.ndarray  # (N, F)
+    features: np.ndarray
     views: np.ndarray  # (N, V, C, h, w) float16
 
     def __len__(self) -> int:
         return len(self.fm)
+
+    @property
+    def targets(self) -> np.ndarray:
+        return self.fm
+
+    @property
+    def weights(self) -> np.ndarray:
+        """All of them are sent."""
+        return np.ones(len(self))
+
+    @property
+    def received_at(self) -> np.ndarray:
+        return np.arange(len(self))
+
+    def trunk_views(self, rows: np.ndarray, views: int) -> np.ndarray:
+        return self.views[rows, :views]
 
     def at(self, rows: np.ndarray) -> Images:
         return Images(self.fm[rows], self.features[rows], self.views[rows])
@@ -125,37 +142,24 @@ class Learner:
         Raises:
             ConfigError: too few samples for any to be held out, or for a tail that `beside` is to teach.
         """
-        config, version0 = self._config, self.version0(pool)
-        running = running or version0
+        config, running = self._config, running or self.version0(pool)
         least = config.first_at if beside is None else config.tail_from
         if len(samples) - judge_from < config.first_at or len(samples) < least:
             raise ConfigError(f"{len(samples) - judge_from} samples are too few; customization wants {least} here")
         numbers = np.arange(len(samples))
         mask = held_out_mask(numbers, config)
-        training, held_out = numbers[~mask], samples.at(numbers[mask & (numbers >= judge_from)])
-        train, equal, judged = samples.at(training), np.ones(len(training)), np.ones(len(held_out))
-        head = fit_closed_form(train.features, train.fm, equal, self._version0, config.prior_samples)
-        candidates = [Learnt("head", head, None, version0.confidence)]
-        if len(samples) >= config.tail_from:
-            taught = samples.at(newest_and_others(training, training, config))
-            taught = taught if beside is None else taught.then(beside)
-            tail, with_tail = train_tail(
-                taught.views,
-                taught.fm,
-                np.ones(len(taught)),
-                pool,
-                Tail(self._profile.backbone),
-                head,
-                config,
-            )
-            candidates.append(Learnt("head+tail", with_tail, tail, version0.confidence))
-        before, *judgements = (
-            judge(learnt.embed(held_out), held_out.fm, judged, pool) for learnt in (running, *candidates)
+        held_out = numbers[mask & (numbers >= judge_from)]
+        everything, extra = samples, np.empty(0, int)
+        if beside is not None:
+            everything, extra = samples.then(beside), len(samples) + np.arange(len(beside))
+        best = best_candidate(
+            everything, numbers[~mask], held_out, pool, self._profile.backbone, self._version0, config, extra
         )
-        best = lowest_risk(judgements)
-        if not passes(judgements[best], before):
+        judged = samples.at(held_out)
+        before = judge(running.embed(judged), judged.targets, judged.weights, pool)
+        if not passes(best.judgement, before):
             return replace(running, method="refused")
-        return replace(candidates[best], confidence=judgements[best].confidence)
+        return Learnt(best.method, best.head, best.tail, best.judgement.confidence)
 
 
 def choose_threshold(learnt: Learnt, evidence: Images, pool: LabelPool, target: float) -> float:
