@@ -1,81 +1,18 @@
-"""The link shaper on real sockets: capacity, delay, order, limits, and every way a connection ends."""
+"""The link shaper on real sockets: capacity, delay, order, and limits."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import random
-import socket
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import numpy as np
 import pytest
 from edgefm.deploy.link_queue import QUEUE_LIMIT_BYTES
-from edgefm.deploy.shaper import LinkShaper, ShaperThread
-from edgefm.deploy.traces import PACKET_BYTES, Trace, constant_trace, synthetic_trace, with_outage
-from edgefm.models.errors import ConfigError
+from edgefm.deploy.traces import PACKET_BYTES, Trace, constant_trace, synthetic_trace
 
-HOST = "127.0.0.1"
-FAST = constant_trace(400.0)
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs a test in a loop of its own, within 5 s; whatever the loop had to report about stray tasks fails it."""
-    reports: list[dict[str, Any]] = []
-
-    async def watched() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
-        await asyncio.wait_for(main, 5.0)
-
-    asyncio.run(watched())
-    assert not reports
-
-
-@asynccontextmanager
-async def shaped(
-    handler: Handler,
-    up: Trace = FAST,
-    down: Trace = FAST,
-    propagation_ms: float = 0.0,
-    rcvbuf: int | None = None,
-    reset_after_ms: float | None = None,
-) -> AsyncIterator[tuple[LinkShaper, int]]:
-    listener = socket.create_server((HOST, 0))
-    if rcvbuf is not None:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
-
-    serving: set[asyncio.Task[Any]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        serving.add(task)
-        with contextlib.suppress(ConnectionError):
-            await handler(reader, writer)
-        await hang_up(writer)
-
-    server = await asyncio.start_server(serve, sock=listener)
-    shaper = LinkShaper(
-        HOST, "localhost", listener.getsockname()[1], up, down, propagation_ms, reset_after_ms=reset_after_ms
-    )
-    port = await shaper.start()
-    try:
-        yield shaper, port
-    finally:
-        await shaper.close()
-        server.close()
-        await asyncio.gather(*serving)  # the target sees its connections end
-
-
-async def hang_up(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    with contextlib.suppress(ConnectionError):
-        await writer.wait_closed()
+from .conftest import HOST
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -114,7 +51,7 @@ def capacity(trace: Trace, from_ms: float, to_ms: float) -> int:
         (synthetic_trace(7), constant_trace(5.0), 0.93),
     ],
 )
-def test_each_direction_delivers_its_capacity_and_never_more(up: Trace, down: Trace, share: float) -> None:
+def test_each_direction_delivers_its_capacity_and_never_more(up: Trace, down: Trace, share: float, run, shaped) -> None:
     async def main() -> None:
         sent_up = Counter()
 
@@ -146,7 +83,7 @@ def test_each_direction_delivers_its_capacity_and_never_more(up: Trace, down: Tr
     run(main())
 
 
-def test_a_loop_that_wakes_late_catches_up() -> None:
+def test_a_loop_that_wakes_late_catches_up(run, shaped) -> None:
     link = constant_trace(20.0)
 
     async def main() -> None:
@@ -166,7 +103,7 @@ def test_a_loop_that_wakes_late_catches_up() -> None:
     run(main())
 
 
-def test_opportunities_nobody_used_are_lost() -> None:
+def test_opportunities_nobody_used_are_lost(run, shaped, hang_up) -> None:
     link = constant_trace(4.0)
 
     async def main() -> None:
@@ -185,7 +122,7 @@ def test_opportunities_nobody_used_are_lost() -> None:
     run(main())
 
 
-def test_propagation_delay_is_added_each_way() -> None:
+def test_propagation_delay_is_added_each_way(run, shaped, hang_up) -> None:
     async def main() -> None:
         async with shaped(echo, propagation_ms=40.0) as (_, port):
             reader, writer = await asyncio.open_connection(HOST, port)
@@ -202,7 +139,7 @@ def test_propagation_delay_is_added_each_way() -> None:
     run(main())
 
 
-def test_the_trace_starts_again_at_its_end() -> None:
+def test_the_trace_starts_again_at_its_end(run, shaped, hang_up) -> None:
     link = Trace("burst", np.array([*range(1, 21), 100], dtype=np.int64))
 
     async def main() -> None:
@@ -220,7 +157,7 @@ def test_the_trace_starts_again_at_its_end() -> None:
     run(main())
 
 
-def test_two_connections_keep_their_bytes_and_their_order() -> None:
+def test_two_connections_keep_their_bytes_and_their_order(run, shaped, hang_up) -> None:
     draw = random.Random(11)
     payloads = [draw.randbytes(150_000), draw.randbytes(97_531)]
 
@@ -254,7 +191,7 @@ def test_two_connections_keep_their_bytes_and_their_order() -> None:
     run(main())
 
 
-def test_one_queue_serves_connections_first_in_first_out() -> None:
+def test_one_queue_serves_connections_first_in_first_out(run, shaped, hang_up) -> None:
     arrivals: list[str] = []
 
     async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -281,119 +218,7 @@ def test_one_queue_serves_connections_first_in_first_out() -> None:
     run(main())
 
 
-def test_half_close_arrives_after_the_queued_data_and_leaves_the_way_back_open() -> None:
-    async def answer_at_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = await reader.read(-1)
-        writer.write(len(request).to_bytes(4, "big") + bytes(20_000))
-        await writer.drain()
-
-    async def main() -> None:
-        async with shaped(answer_at_the_end, constant_trace(10.0), constant_trace(10.0), 10.0) as (shaper, port):
-            reader, writer = await asyncio.open_connection(HOST, port)
-            began_ms = shaper.elapsed_ms()
-            writer.write(bytes(50_000))
-            writer.write_eof()
-            answer = await reader.read(-1)
-            assert int.from_bytes(answer[:4], "big") == 50_000
-            assert len(answer) == 20_004
-            assert shaper.elapsed_ms() - began_ms >= 33 * 1.2 + 13 * 1.2 + 20
-            await hang_up(writer)
-
-    run(main())
-
-
-def dead_port() -> int:
-    with socket.create_server((HOST, 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
-def test_a_dead_target_shows_as_a_closed_connection() -> None:
-    async def main() -> None:
-        shaper = LinkShaper(HOST, HOST, dead_port(), FAST, FAST, 0.0)
-        port = await shaper.start()
-        for _ in range(3):
-            reader, writer = await asyncio.open_connection(HOST, port)
-            assert await reader.read(-1) == b""
-            await hang_up(writer)
-        assert shaper.bytes_up == shaper.bytes_down == 0
-        await shaper.close()
-
-    run(main())
-
-
-def reset(writer: asyncio.StreamWriter) -> None:
-    connection = writer.get_extra_info("socket")
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-    writer.transport.abort()
-
-
-def test_a_reset_at_either_end_closes_the_other() -> None:
-    ends: list[bytes] = []
-
-    async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = await reader.read(5)
-        if request == b"reset":
-            reset(writer)
-        else:
-            ends.append(await reader.read(-1))
-
-    async def main() -> None:
-        async with shaped(target) as (_, port):
-            tasks = len(asyncio.all_tasks())
-            reader, writer = await asyncio.open_connection(HOST, port)
-            writer.write(b"reset")
-            assert await reader.read(-1) == b""
-            while len(asyncio.all_tasks()) > tasks:  # given up both ways, though the client's side is still open
-                await asyncio.sleep(0.005)
-            await hang_up(writer)
-            _, writer = await asyncio.open_connection(HOST, port)
-            writer.write(b"hello")
-            await asyncio.sleep(0.05)
-            reset(writer)
-            while not ends:
-                await asyncio.sleep(0.005)
-        assert ends == [b""]
-
-    run(main())
-
-
-def test_an_outage_resets_every_connection_once_data_has_waited_long_enough() -> None:
-    """300 ms without an opportunity, from 200 ms on; what is sent into it never comes, and a new connection works after it."""
-    received: list[bytes] = []
-    gap = with_outage(FAST, 0.2, 0.3)
-
-    async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(100):
-            received.append(data)
-            writer.write(data)
-
-    async def main() -> None:
-        async with shaped(target, up=gap, reset_after_ms=100.0) as (shaper, port):
-            idle, idle_writer = await asyncio.open_connection(HOST, port)
-            reader, writer = await asyncio.open_connection(HOST, port)
-            writer.write(b"before")
-            assert await reader.read(100) == b"before"
-            while shaper.elapsed_ms() < 220:
-                await asyncio.sleep(0.005)
-            writer.write(b"lost")
-            with pytest.raises(ConnectionResetError):
-                await reader.read(100)
-            assert 320 <= shaper.elapsed_ms() < 500 and shaper.waiting_up == 0
-            with pytest.raises(ConnectionResetError):
-                await idle.read(100)
-            idle_writer.close()
-            writer.close()
-            while shaper.elapsed_ms() < 500:
-                await asyncio.sleep(0.005)
-            reader, writer = await asyncio.open_connection(HOST, port)
-            writer.write(b"after")
-            assert await reader.read(100) == b"after" and received == [b"before", b"after"]
-            await hang_up(writer)
-
-    run(main())
-
-
-def test_a_bulk_transfer_puts_at_most_the_limit_ahead_of_a_short_message() -> None:
+def test_a_bulk_transfer_puts_at_most_the_limit_ahead_of_a_short_message(run, shaped, hang_up) -> None:
     link = constant_trace(8.0)
     at_arrival: list[int] = []
 
@@ -427,7 +252,7 @@ def test_a_bulk_transfer_puts_at_most_the_limit_ahead_of_a_short_message() -> No
     run(main())
 
 
-def test_a_target_that_does_not_read_holds_up_its_own_connection_only() -> None:
+def test_a_target_that_does_not_read_holds_up_its_own_connection_only(run, shaped, hang_up) -> None:
     stalling = asyncio.Event()
 
     async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -456,7 +281,7 @@ def test_a_target_that_does_not_read_holds_up_its_own_connection_only() -> None:
     run(main())
 
 
-def test_waiting_costs_no_cpu() -> None:
+def test_waiting_costs_no_cpu(run, shaped, hang_up) -> None:
     outage = Trace("outage", np.array([1, 60_000], dtype=np.int64))
 
     async def main() -> None:
@@ -473,43 +298,3 @@ def test_waiting_costs_no_cpu() -> None:
             await hang_up(writer)
 
     run(main())
-
-
-def test_shaper_thread_carries_counts_and_closes() -> None:
-    with socket.create_server((HOST, 0)) as listener:
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                while data := connection.recv(4096):
-                    connection.sendall(data[:1])
-
-        server = threading.Thread(target=serve)
-        server.start()
-        threads_before = threading.active_count()
-        shaper = LinkShaper(HOST, HOST, listener.getsockname()[1], FAST, FAST, 15.0)
-        with ShaperThread(shaper) as link:
-            with socket.create_connection((HOST, link.port), timeout=5) as client:
-                began = time.perf_counter()
-                client.sendall(b"hello")
-                assert client.recv(10) == b"h"
-                assert time.perf_counter() - began >= 0.030
-            server.join(5)
-            assert (link.bytes_up, link.bytes_down) == (5, 1)
-            with socket.create_connection((HOST, link.port), timeout=5) as late:
-                link.close()  # with a connection open, or still to be accepted: then it is reset
-                with suppress(ConnectionResetError):
-                    assert late.recv(1) == b""
-        link.close()
-        assert threading.active_count() < threads_before
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((HOST, link.port), timeout=5)
-
-
-def test_what_cannot_start_says_so() -> None:
-    with pytest.raises(ConfigError, match="propagation_ms is -1"):
-        LinkShaper(HOST, HOST, 1, FAST, FAST, -1)
-    with socket.create_server((HOST, 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"cannot listen on {HOST} port {port}"):
-            ShaperThread(LinkShaper(HOST, HOST, 1, FAST, FAST, 0.0, listen_port=port))

@@ -1,11 +1,12 @@
-"""A real cloud in this process, on a thread and event loop of its own, and pictures for a device that asks it."""
+"""A real cloud in this process, on a thread and event loop of its own, and devices and pictures that it is asked about."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +19,10 @@ import pytest
 from edgefm.cloud.config import CloudConfig, CustomizationConfig
 from edgefm.cloud.registry import Registry
 from edgefm.cloud.server import CloudServer
+from edgefm.edge.agent import Agent, Summary
 from edgefm.edge.cloud_client import CloudClient
-from edgefm.edge.frames import Frame
+from edgefm.edge.config import AgentConfig, SwitcherConfig
+from edgefm.edge.frames import Frame, Unreadable
 from edgefm.edge.records import Answer
 from edgefm.models.head import Head
 from edgefm.models.images import encode_jpeg
@@ -31,6 +34,8 @@ from edgefm.proto.v1 import edgefm_pb2_grpc as rpc
 M = TypeVar("M")
 
 LABELS = ("cat", "coffee cup", "rocket", "motorcycle", "daisy")
+LOCAL = SwitcherConfig(objective="latency_bound", latency_bound_ms=0.001, audit_share=0.0)
+"""Infeasible: the edge answers everything."""
 
 
 class CloudThread:
@@ -267,3 +272,44 @@ def failing_on() -> Callable[[bytes, float], bytes]:
         return model.SerializeToString()
 
     return change
+
+
+@pytest.fixture
+def configure(cloud, tmp_path) -> Callable[..., AgentConfig]:
+    def make(environment: str = "yard", **settings) -> AgentConfig:
+        settings = {
+            "deadline_ms": 20_000.0,
+            "connect_timeout_s": 60.0,
+            "threads": 1,
+            "state_dir": tmp_path / "device",
+            **settings,
+        }
+        return AgentConfig(cloud=cloud.target, environment=environment, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[[AgentConfig, Iterable[Frame | Unreadable]], tuple[Summary, list[Answer]]]:
+    """Runs an agent to the source's end."""
+
+    def to_the_end(config: AgentConfig, source: Iterable[Frame | Unreadable]) -> tuple[Summary, list[Answer]]:
+        answers: list[Answer] = []
+        with Agent(config) as agent:
+            agent.run(source, answers.append)
+        return agent.summary, answers
+
+    return to_the_end
+
+
+@pytest.fixture(scope="session")
+def check_complete() -> Callable[[Summary, list[Answer], list[Frame]], None]:
+    """One answer a frame, no frame twice, and a summary that says the same."""
+
+    def check(summary: Summary, answers: list[Answer], frames: list[Frame]) -> None:
+        assert sorted(answer.sample_id for answer in answers) == [frame.sample_id for frame in frames]
+        routes = Counter(answer.route for answer in answers)
+        assert (summary.edge, summary.cloud, summary.fallback) == (routes["edge"], routes["cloud"], routes["fallback"])
+        assert summary.frames == len(answers) + summary.unreadable
+
+    return check
