@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -187,7 +188,8 @@ def describe_environment(seed: int, *others: str) -> dict[str, Any]:
 
 def _public(argument: str) -> str:
     """A path's last part: where the user keeps his data is nobody's business in a report."""
-    return Path(argument).name if "/" in argument else argument
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return shlex.quote(option + equals + (Path(value).name if "/" in value else value))
 
 
 def _processor() -> str:

@@ -140,10 +140,12 @@ def _round_trips(port: int) -> list[float]:
 
 
 def _load(port: int, ended: threading.Event) -> None:
-    pause_s = MESSAGE_BYTES * 8 / (LOAD_MBIT_PER_S * 1e6)
+    """At even times, however long an answer takes."""
+    gap_s, due_s = MESSAGE_BYTES * 8 / (LOAD_MBIT_PER_S * 1e6), time.perf_counter()
     with _connect(port) as connection:
-        while not ended.wait(pause_s):
+        while not ended.wait(max(due_s - time.perf_counter(), 0.0)):
             _ask(connection)
+            due_s += gap_s
 
 
 def _push(port: int) -> float:

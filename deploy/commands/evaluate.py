@@ -24,6 +24,13 @@ def evaluate(
         typer.Option(help="Uplinks, as for 'edgefm replay'; may be given several times. [constant 2 and 10 Mbit/s]"),
     ] = None,
     presets: Annotated[str, typer.Option(help="Experiments by name, separated by commas, or all.")] = "all",
+    systems: Annotated[
+        str,
+        typer.Option(
+            help="Compared: edgefm, cloud-only, edge-only, spinn, persephonee, FM on the device, fixed-threshold, "
+            "oracle-threshold; separated by commas, or all."
+        ),
+    ] = "all",
     quick: Annotated[bool, typer.Option("--quick", help="Few samples: shows that it runs, not what is true.")] = False,
     student: Annotated[str, typer.Option(help="Which one learns.")] = DEFAULT_STUDENT,
     accuracy_target: Annotated[float, typer.Option(help="Accuracy to keep, of the FM's.")] = 0.99,
@@ -49,7 +56,7 @@ def evaluate(
         from rich.console import Console
 
         from ..bench.results import make_folder, save
-        from ..evaluate.experiment import Traffic
+        from ..evaluate.experiment import SYSTEMS, Traffic
         from ..evaluate.presets import chosen_presets
         from ..evaluate.report import write_reports
         from ..evaluate.run import EvaluateOptions
@@ -67,6 +74,7 @@ def evaluate(
         traffic=Traffic(rate, payload, propagation_ms),
         device_profile=device_profile,
         cloud_profile=cloud_profile,
+        systems=SYSTEMS if systems == "all" else tuple(name.strip() for name in systems.split(",")),
     )
     result = measure(options, experiments, console, lambda result: save(result, json_file))
     page, text = write_reports({"this run": result}, output)

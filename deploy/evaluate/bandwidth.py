@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..timeline import ROUTES
+from ..traces import constant_trace
 from . import contest
-from .experiment import Chart, Data, Experiment, Material, Shown, Table
+from .experiment import Chart, Data, Experiment, Link, Material, Shown, Table
 
 _WINDOW_S = 10.0
 _SHOWN_S = 600.0
+_CONSTANT_MBIT_PER_S = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+_NOTED = 0.2
+"""A prediction farther off than this is looked into."""
 
 
 def measure(material: Material) -> dict[str, Any]:
@@ -31,6 +36,7 @@ def measure(material: Material) -> dict[str, Any]:
                     "bound_ms": bound,
                     "mean_ms": round(float(run.latency_ms.mean()), 3),
                     "predicted_ms": round(_predicted(run), 3),
+                    "missed_ms": round(_missed(run), 3),
                     "accuracy": round(float(run.right.mean()), 4),
                     "edge_share": run.shares["edge"],
                     "bound_broken": None if bound is None else _broken(run, bound),
@@ -44,7 +50,25 @@ def measure(material: Material) -> dict[str, Any]:
         "seeds": material.seeds,
         "samples": material.samples,
         "rows": rows,
+        "constant": _on_constant_links(material),
     }
+
+
+def _on_constant_links(material: Material) -> list[dict[str, Any]]:
+    rows = []
+    for mbit in _CONSTANT_MBIT_PER_S:
+        link = Link(f"{mbit:g} Mbit/s", constant_trace(mbit), constant_trace(mbit))
+        for name, switcher in _objectives(material).items():
+            run = contest.compete(material, material.looks[0], link, contest.product(material, **switcher))
+            rows.append(
+                {
+                    "mbit_per_s": mbit,
+                    "objective": name,
+                    "mean_ms": round(float(run.latency_ms.mean()), 3),
+                    "predicted_ms": round(_predicted(run), 3),
+                }
+            )
+    return rows
 
 
 def _objectives(material: Material) -> dict[str, dict[str, Any]]:
@@ -58,12 +82,23 @@ def _predicted(run: contest.Run) -> float:
     return float(predicted[np.isfinite(predicted)].mean())
 
 
+def _missed(run: contest.Run) -> float:
+    """What queries that met their deadline took beyond their prediction, in ms over all samples."""
+    total, predicted, route = (
+        np.concatenate([getattr(replayed, name) for replayed in run.replayed])
+        for name in ("total_ms", "predicted_ms", "route")
+    )
+    missed = (route == ROUTES.index("fallback")) & np.isfinite(predicted)
+    return float((total - predicted)[missed].sum() / np.isfinite(predicted).sum())
+
+
 def _broken(run: contest.Run, bound_ms: float) -> dict[str, float]:
     """Share of windows of time whose mean latency is above the bound, and of samples that are."""
     windows, samples = [], []
     for replayed in run.replayed:
         window = np.floor(replayed.arrival_ms / 1e3 / _WINDOW_S).astype(int)
-        windows.append(_means(replayed.total_ms, window) > bound_ms)
+        means = _means(replayed.total_ms, window)
+        windows.append(means[~np.isnan(means)] > bound_ms)
         samples.append(replayed.total_ms > bound_ms)
     return {
         "windows": round(float(np.concatenate(windows).mean()), 4),
@@ -72,7 +107,12 @@ def _broken(run: contest.Run, bound_ms: float) -> dict[str, float]:
 
 
 def _means(values: np.ndarray, window: np.ndarray) -> np.ndarray:
-    return np.bincount(window, values) / np.maximum(np.bincount(window), 1)
+    """Of the numbers among the values; NaN where there is none."""
+    numbers = ~np.isnan(values)
+    counts = np.bincount(window, numbers)
+    return np.divide(
+        np.bincount(window, np.where(numbers, values, 0.0)), counts, out=np.full(len(counts), np.nan), where=counts > 0
+    )
 
 
 def _series(replayed: Any, window: np.ndarray) -> dict[str, list[float | None]]:
@@ -81,7 +121,7 @@ def _series(replayed: Any, window: np.ndarray) -> dict[str, list[float | None]]:
     columns = {
         "bandwidth_mbps": replayed.bandwidth_mbps,
         "threshold": np.where(np.isfinite(replayed.threshold), replayed.threshold, np.nan),
-        "edge_share": (replayed.route == 0).astype(float),
+        "edge_share": (replayed.route == ROUTES.index("edge")).astype(float),
         "latency_ms": replayed.total_ms,
     }
     means = {name: _means(values[shown], window[shown]) for name, values in columns.items()}
@@ -103,7 +143,7 @@ def show(data: Data) -> Shown:
             (
                 f"{row['link']}: {row['objective']}",
                 f"{row['mean_ms']:.1f}",
-                f"{row['predicted_ms']:.1f} ({row['predicted_ms'] / row['mean_ms'] - 1:+.0%})",
+                f"{row['predicted_ms']:.1f} ({_off(row):+.0%})",
                 f"{row['edge_share']:.0%}",
                 f"{row['accuracy']:.3f}",
                 *(
@@ -123,17 +163,49 @@ def show(data: Data) -> Shown:
         for row in bounded
         if row["bound_ms"] == contest.BOUNDS_MS[1]
     ]
+    findings += [_why(row) for row in data["rows"] if abs(_off(row)) > _NOTED]
+    worst = max(data["constant"], key=lambda row: abs(_off(row)))
+    findings.append(
+        f"On constant links the prediction is at most {abs(_off(worst)):.1%} off ({worst['mbit_per_s']:g} Mbit/s, "
+        f"{worst['objective']})."
+    )
     links = sorted({row["link"] for row in data["rows"]}, key=[row["link"] for row in data["rows"]].index)
     charts = [
         Chart(
             f"bandwidth-{number}",
-            f"{link}: the first {_SHOWN_S:g} s of one seed, means of {data['window_s']:g} s. {data['look']}; {data['traffic']}.",
+            f"{link}: the first {_SHOWN_S:g} s of one seed, means of {data['window_s']:g} s. Where there is no threshold, "
+            f"everything is sent. {data['look']}; {data['traffic']}.",
             _drawn([row for row in data["rows"] if row["link"] == link], data["window_s"]),
             6.0,
         )
         for number, link in enumerate(links)
     ]
-    return Shown(findings, [table], charts)
+    objectives = list(dict.fromkeys(row["objective"] for row in data["constant"]))
+    constant = Table(
+        ("constant link", *objectives),
+        [
+            (
+                f"{mbit:g} Mbit/s",
+                *(f"{row['mean_ms']:.1f} ({_off(row):+.1%})" for row in data["constant"] if row["mbit_per_s"] == mbit),
+            )
+            for mbit in dict.fromkeys(row["mbit_per_s"] for row in data["constant"])
+        ],
+        "Mean latency replayed, in ms, and how far off the switcher's predictions were, from a cold start.",
+    )
+    return Shown(findings, [table, constant], charts)
+
+
+def _off(row: Data) -> float:
+    return row["predicted_ms"] / row["mean_ms"] - 1
+
+
+def _why(row: Data) -> str:
+    short_ms = row["mean_ms"] - row["predicted_ms"]
+    return (
+        f"{row['link']}, {row['objective']}: predicted {row['predicted_ms']:.1f} ms of {row['mean_ms']:.1f} ms. Of the "
+        f"difference of {short_ms:.1f} ms, {row['missed_ms']:.1f} ms are queries that met their deadline, which no prediction "
+        "foresees when they are sent; the rest is what waited for the link longer than the last answers did."
+    )
 
 
 _STYLES = (("#1f5a96", "-"), ("#b3261e", "--"), ("#3a9d6a", ":"), ("#222222", "-."))

@@ -23,6 +23,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {  # of bars and marks, dark to light
     "oracle-threshold": {"color": "#3a9d6a", "hatch": "---", "marker": "P"},
     "spinn": {"color": "#5e3c99", "hatch": "++", "marker": "X"},
     "persephonee": {"color": "#8c510a", "hatch": "oo", "marker": "*"},
+    "FM on the device": {"color": "#222222", "hatch": "**", "marker": "p"},
 }
 
 

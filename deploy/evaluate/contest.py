@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..replay.timing import Timing
 from ..replay.virtual_cloud import VirtualCloud
 from ..replay.virtual_link import VirtualLink
 from .exit_systems import PersEPhonEE, Spinn
-from .experiment import Link, Material, estimate
+from .experiment import Link, Material, estimate, estimate_ratio
 from .fm_stages import StageCosts
 from .study import FULL, Version
 
@@ -37,25 +37,30 @@ class Run:
     """One system on one link, over S seeds and M images.
 
     Attributes:
-        latency_ms, right: (S, M) means for each image.
+        latency_ms, right: (S, M) means for each image; a sample without an answer is not right.
+        fm_right: (S, M) bool, what the FM says where it is asked.
         parts_ms: mean of edge, network and cloud.
     """
 
     latency_ms: np.ndarray
     right: np.ndarray
+    fm_right: np.ndarray
     percentiles_ms: Mapping[str, float]
     parts_ms: Mapping[str, float]
     shares: Mapping[str, float]
     replayed: Sequence[Replayed]
 
+    def accuracy_minus_fm(self) -> dict[str, Any]:
+        return estimate(self.right - self.fm_right)
+
     def described(self, beside: Run) -> dict[str, Any]:
         """JSON data; `beside` is what differences are taken from."""
-        ratio = float(self.latency_ms.mean() / beside.latency_ms.mean())
         return {
             "latency_ms": estimate(self.latency_ms),
             "accuracy": estimate(self.right),
+            "accuracy_minus_fm": self.accuracy_minus_fm(),
             "accuracy_minus_cloud_only": estimate(self.right - beside.right),
-            "latency_over_cloud_only": round(ratio, 4),
+            "latency_over_cloud_only": estimate_ratio(self.latency_ms, beside.latency_ms),
             "percentiles_ms": dict(self.percentiles_ms),
             "parts_ms": dict(self.parts_ms),
             "shares": dict(self.shares),
@@ -82,7 +87,7 @@ Maker = Callable[[Entry], System]
 
 def compete(material: Material, look: str, link: Link, make: Maker, method: str = FULL) -> Run:
     """Replays one system over all seeds."""
-    latencies, rights, replays = [], [], []
+    latencies, rights, by_fm, replays = [], [], [], []
     for seed in range(material.seeds):
         version = material.version(look, seed, method)
         images = len(version.recording)
@@ -92,11 +97,13 @@ def compete(material: Material, look: str, link: Link, make: Maker, method: str 
         replayed = _engine(material, link, seed).run(system, fixed_rate(len(order), material.traffic.rate))
         latencies.append(_by_image(replayed.total_ms, order, images))
         rights.append(_by_image(replayed.right(system), order, images))
+        by_fm.append(version.recording.cloud_right)
         replays.append(replayed)
     total_ms = np.concatenate([replayed.total_ms for replayed in replays])
     return Run(
         np.array(latencies),
         np.array(rights),
+        np.array(by_fm, float),
         {f"p{q}": round(float(np.percentile(total_ms, q)), 2) for q in (50, 95, 99)},
         _parts(replays),
         {route: round(float(np.mean([r.share(route) for r in replays])), 4) for route in ("edge", "cloud", "fallback")},
@@ -150,8 +157,14 @@ def edge_only(material: Material, slowness: float = 1.0) -> Maker:
     return fixed(material, lambda version: 0.0, slowness)
 
 
-def cloud_only(material: Material) -> Maker:
-    return lambda entry: Fixed(entry.recording, ENCODE_MS.draw(entry.rng, len(entry.order)), math.inf)
+def cloud_only(material: Material, slowness: float = 1.0) -> Maker:
+    """There is no student, so a query that meets its deadline leaves no answer."""
+
+    def make(entry: Entry) -> System:
+        mute = replace(entry.recording, edge_right=np.zeros_like(entry.recording.edge_right))
+        return Fixed(mute, ENCODE_MS.slower(slowness).draw(entry.rng, len(entry.order)), math.inf)
+
+    return make
 
 
 def fixed(material: Material, threshold: Callable[[Version], float], slowness: float = 1.0) -> Maker:
@@ -171,9 +184,24 @@ def persephonee(material: Material, slowness: float = 1.0) -> Maker:
     return make
 
 
+def fm_on_device(material: Material, slowness: float = 1.0) -> Maker:
+    """The whole FM on the device, with no exit before its end."""
+
+    def make(entry: Entry) -> System:
+        rival, costs = material.rivals[entry.version.seed], _costs(material)
+        factors = costs.draw(entry.rng, len(entry.order), slowness)
+        never = replace(rival.rule, threshold=math.inf, stay=np.ones_like(rival.rule.stay))
+        return PersEPhonEE(rival.recording.at(entry.order), costs, never, factors)
+
+    return make
+
+
 def spinn(material: Material, slowness: float = 1.0) -> Maker:
     def make(entry: Entry) -> System:
         rival, costs, traffic = material.rivals[entry.version.seed], _costs(material), material.traffic
+        encode = np.zeros_like(costs.pack_ms)
+        encode[0] = ENCODE_MS.p50_ms  # an image that is sent as it is has to be read as well
+        costs = replace(costs, pack_ms=costs.pack_ms + encode)
         factors = costs.draw(entry.rng, len(entry.order), slowness)
         recording = rival.recording.at(entry.order).with_payload(traffic.payload_bytes)
         return Spinn(recording, costs, rival.rule, factors, traffic.deadline_ms)

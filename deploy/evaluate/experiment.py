@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from ...models.device_profile import DeviceProfile
+from ...models.errors import ConfigError
 from ..bench.learner import interval
 from ..replay.timing import CloudProfile, Timing
 from ..traces import Trace
@@ -19,6 +21,17 @@ from .rivals import Rival
 from .study import LookAtFM, Version
 
 Data = Mapping[str, Any]
+SYSTEMS = (
+    "edgefm",
+    "cloud-only",
+    "edge-only",
+    "spinn",
+    "persephonee",
+    "FM on the device",
+    "fixed-threshold",
+    "oracle-threshold",
+)
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,13 @@ class Traffic:
     propagation_ms: float = 25.0
     deadline_ms: float = 1000.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < math.inf or self.payload_bytes < 1 or not 0 <= self.propagation_ms < math.inf:
+            raise ConfigError(
+                f"traffic needs a positive rate, a payload of a byte at least, and a propagation that is not negative; got "
+                f"{self.rate:g} samples/s, {self.payload_bytes} bytes, {self.propagation_ms:g} ms"
+            )
+
     def __str__(self) -> str:
         return (
             f"{self.rate:g} samples/s, {self.payload_bytes / 1000:g} kB each, round trip {2 * self.propagation_ms:g} ms"
@@ -57,7 +77,8 @@ class Material:
         samples: replayed for each system, trace and seed.
         added_labels, uploads: see `edgefm.deploy.evaluate.lessons`.
         profile: of this device, for the students.
-        rivals: by seed, on the first look; `stages` is what the FM's pieces cost here.
+        rivals: by seed, on the first look; `stages` is what the FM's pieces cost on the device.
+        systems: those compared, of `SYSTEMS`.
     """
 
     looks: tuple[str, ...]
@@ -76,6 +97,7 @@ class Material:
     profile: DeviceProfile | None = None
     rivals: Sequence[Rival] = ()
     stages: StageCosts | None = None
+    systems: tuple[str, ...] = SYSTEMS
 
     def version(self, look: str, seed: int, method: str, samples: int | None = None) -> Version:
         """That version; without `samples` the one that has learned most."""
@@ -136,6 +158,20 @@ def estimate(values: Sequence[np.ndarray] | np.ndarray) -> dict[str, Any]:
     """Mean over (seeds, images), with its 95 % bootstrap interval over both."""
     stacked = np.asarray(values, float)
     return {"mean": round(float(stacked.mean()), 5), "interval": interval(stacked)}
+
+
+def estimate_ratio(values: np.ndarray, beside: np.ndarray) -> dict[str, Any]:
+    """Of the means of two (seeds, images) arrays, drawn together for the interval."""
+    rng, (seeds, images) = np.random.default_rng(0), values.shape
+    drawn = []
+    for _ in range(_RESAMPLES):
+        weights = np.bincount(rng.integers(images, size=images), minlength=images)
+        rows = rng.integers(seeds, size=seeds)
+        drawn.append((values[rows].mean(axis=0) @ weights) / (beside[rows].mean(axis=0) @ weights))
+    return {
+        "mean": round(float(values.mean() / beside.mean()), 4),
+        "interval": [round(float(bound), 4) for bound in np.quantile(drawn, (0.025, 0.975))],
+    }
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:

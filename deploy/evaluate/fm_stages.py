@@ -17,7 +17,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -157,6 +157,11 @@ class StageCosts:
     work: np.ndarray
     whole_ms: float
     spread: float
+
+    def slower(self, times: float) -> StageCosts:
+        return replace(
+            self, device_ms=self.device_ms * times, pack_ms=self.pack_ms * times, whole_ms=self.whole_ms * times
+        )
 
     def draw(self, rng: np.random.Generator, count: int, slowness: float) -> np.ndarray:
         """(count,) factors: what a sample takes on a device that is so many times slower, over the medians here."""

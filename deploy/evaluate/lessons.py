@@ -39,7 +39,7 @@ def upload_policies(
     version0 = learner.version0(seen.pool)
     rows = []
     for budget in budgets:
-        passed = order[: _PASSED * budget]
+        passed = order[: -settings.evidence][: _PASSED * budget]
         margins = seen.pool.recognise(version0.embed(seen.stream.at(passed)), top_k=1).margins
         chosen = {
             "uncertain first": passed[np.sort(np.argsort(margins, kind="stable")[:budget])],

@@ -27,7 +27,8 @@ def load_result(path: Path) -> Result:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(result, dict) or result.get("format") != FORMAT or "experiments" not in result:
+    whole = isinstance(result, dict) and all(isinstance(result.get(k), dict) for k in ("experiments", "environment"))
+    if not whole or result.get("format") != FORMAT:
         raise InputError(f"{path} is no result of `edgefm evaluate` that this EdgeFM reads (format {FORMAT})")
     return result
 
@@ -51,7 +52,7 @@ def write_reports(results: Mapping[str, Result], folder: Path) -> list[Path]:
 def _shown(name: str, result: Result) -> dict[str, Shown]:
     try:
         return {each: PRESETS[each].show(measured["data"]) for each, measured in result["experiments"].items()}
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(f"{name}: the result lacks what its report shows ({error!r}); measure it again") from error
 
 

@@ -21,13 +21,13 @@ from ..replay.stream import Stream, measure_cloud, record
 from ..replay.timing import CloudProfile, Timing, student_timing
 from ..traces import constant_trace, downlink_beside, open_trace
 from . import lessons, study
-from .experiment import Data, Experiment, Link, Material, Traffic, estimate
+from .experiment import SYSTEMS, Data, Experiment, Link, Material, Traffic, estimate
 from .fm_stages import StageCosts
 from .looks import Look, take
 from .rivals import measure_stages, teach_rivals
 from .students import profile_here
 
-FORMAT = 1
+FORMAT = 2
 _PROFILED_IMAGES = 200
 _CONTESTS = {"latency-accuracy", "crossover"}
 """With rivals in them."""
@@ -62,13 +62,14 @@ class EvaluateOptions:
     traffic: Traffic
     device_profile: Path | None = None
     cloud_profile: Path | None = None
+    systems: tuple[str, ...] = SYSTEMS
 
     def __post_init__(self) -> None:
         if not self.data:
             raise ConfigError("an evaluation needs --data, laid out train/<label>/, val/<label>/")
-        names = [path.name for path in self.data]
-        if len(set(names)) != len(names):
-            raise InputError(f"two data sets have one name: {', '.join(names)}")
+        _refuse_twins("data sets", [Look(path, "clean").name for path in self.data])
+        if unknown := [name for name in self.systems if name not in SYSTEMS]:
+            raise ConfigError(f"there is no system {unknown[0]!r}; there are {', '.join(SYSTEMS)}")
         if not 0 < self.target <= 1:
             raise ConfigError(f"the accuracy target is a share in (0, 1], got {self.target}")
 
@@ -88,6 +89,7 @@ def evaluate(
     """
     began = time.perf_counter()
     links = [_link(spec) for spec in options.traces] or [_default_link(rate) for rate in (2.0, 10.0)]
+    _refuse_twins("links", [link.name for link in links])
     size = QUICK_SIZE if options.quick else FULL_SIZE
     names = {experiment.name for experiment in experiments}
     costs = _costs(options, names, size, console)
@@ -120,6 +122,12 @@ def evaluate(
     return result
 
 
+def _refuse_twins(what: str, names: Sequence[str]) -> None:
+    """Raises InputError: results are kept by name."""
+    if twins := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two {what} are called {twins[0]!r}; rename one of the files")
+
+
 def _link(spec: str) -> Link:
     uplink = open_trace(spec)
     name = Path(spec).name.removesuffix(".up") if spec.endswith(".up") else uplink.name
@@ -145,6 +153,8 @@ def _costs(options: EvaluateOptions, names: set[str], size: Size, console: Conso
     cloud = None if options.cloud_profile is None else CloudProfile.load(options.cloud_profile)
     device = None if profile is None else student_timing(profile, options.student)
     model, stages = load_foundation_model("synclip"), None
+    if profile is not None and names & _CONTESTS:
+        _fm_cost(profile)
     with console.status("Measuring student and FM on this machine ..."):
         if cloud is None or device is None:
             stream = Stream.open(options.data[0], _PROFILED_IMAGES)
@@ -153,9 +163,22 @@ def _costs(options: EvaluateOptions, names: set[str], size: Size, console: Conso
         if names & _CONTESTS:
             place = Place.open(options.data[0], model, _PROFILED_IMAGES)
             stages = measure_stages(model, [frame.encoded for frame in place.stream[:_PROFILED_IMAGES]], place)
+            if profile is not None:  # the device's figures, and not this machine's
+                stages = stages.slower(_fm_cost(profile) / stages.whole_ms)
     if profile is None and "students" in names:
         profile = profile_here(size.profiled_frames, console)
     return _Costs(device, cloud, profile, stages)
+
+
+def _fm_cost(profile: DeviceProfile) -> float:
+    """ms of the embedded FM on the device. Raises ConfigError where the profile does not say."""
+    cost = profile.foundation_model
+    if cost is None or cost.name != "synclip":
+        raise ConfigError(
+            "systems that run the FM on the device need its cost there: measure the profile with 'edgefm profile --fm synclip', "
+            f"or leave out the presets {' and '.join(sorted(_CONTESTS))}"
+        )
+    return cost.frame_p50_ms
 
 
 def _material(
@@ -207,6 +230,7 @@ def _material(
         profile=costs.profile,
         rivals=next(taught, ()),
         stages=costs.stages,
+        systems=options.systems,
         uploads=_uploads([look for look, _ in ends], list(sent), size.seeds),
         added_labels=_added(looks[0], list(added)),
     )

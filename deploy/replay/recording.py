@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from zipfile import BadZipFile, is_zipfile
+from zipfile import is_zipfile
 
 import numpy as np
 
@@ -81,5 +81,9 @@ class Recording:
                 return cls(**{name: file[name] for name in names})
         except OSError as error:
             raise InputError(f"cannot read the recording {path}: {error.strerror or error}") from error
-        except (KeyError, ValueError, BadZipFile, EOFError, TypeError, AttributeError) as error:
+        except InputError:
+            raise
+        except (
+            Exception
+        ) as error:  # numpy, zipfile and zlib raise ValueError, KeyError, NotImplementedError, error, ...
             raise InputError(f"{path} is no recording of `edgefm replay --record-to`: {error}") from error

@@ -61,7 +61,7 @@ class Stream:
         frames = (scored or everything)[:samples]
         truth = tuple(_label_of(frame) for frame in frames) if scored else None
         if truth is None and not labels:
-            raise InputError(f"{source} has no val/<label>/; for plain files give --labels 'cat, dog'")
+            raise InputError(f"{source} has no val/<label>/; plain files need labels ('edgefm replay --labels')")
         found = tuple(labels) or tuple(sorted({_label_of(frame) for frame in scored}))
         return cls(source.name, tuple(frame.encoded for frame in frames), found, truth)
 

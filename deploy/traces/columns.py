@@ -91,7 +91,10 @@ def seconds_of_date(lines: TraceLines, text: str, what: str) -> float:
     offset = timedelta()
     if zone and zone != "Z":
         offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:])) * (-1 if zone[0] == "-" else 1)
-    return (date - offset).timestamp() + float(f"0.{fraction or 0}")
+    try:
+        return (date - offset).timestamp() + float(f"0.{fraction or 0}")
+    except OverflowError:
+        raise lines.error(f"{what} {shown(text)} is not a time within the calendar") from None
 
 
 def _words(name: str) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from edgefm.deploy.evaluate.experiment import Material, estimate
 from edgefm.deploy.evaluate.presets import PRESETS, chosen_presets
 from edgefm.deploy.evaluate.report import load_result, write_reports
+from edgefm.deploy.evaluate.run import FORMAT
 from edgefm.models.device_profile import DeviceProfile, StudentCost
 from edgefm.models.errors import ConfigError, InputError
 
@@ -57,7 +58,7 @@ def result(whole: Material) -> dict[str, Any]:
         for name, preset in PRESETS.items()
     }
     return {
-        "format": 1,
+        "format": FORMAT,
         "quick": True,
         "student": "lite0-64",
         "accuracy_target": 0.99,
@@ -103,7 +104,12 @@ def test_two_runs_stand_side_by_side(result: dict[str, Any], tmp_path: Path) -> 
 
 def test_what_is_no_result_says_so(result: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
-    for content, what in (("{", "not JSON"), ("[]", "no result"), ('{"format": 99, "experiments": {}}', "format")):
+    for content, what in (
+        ("{", "not JSON"),
+        ("[]", "no result"),
+        (f'{{"format": {FORMAT}, "experiments": {{}}}}', "no result"),
+        ('{"format": 99, "experiments": {}}', "format"),
+    ):
         path.write_text(content)
         with pytest.raises(InputError, match=what):
             load_result(path)
@@ -122,7 +128,7 @@ def test_the_figures_are_those_of_the_material(result: dict[str, Any], whole: Ma
     low, high = full["edge_share"]["interval"]
     assert low < full["edge_share"]["mean"] < high
     bars = {row["system"]: row for row in result["experiments"]["latency-accuracy"]["data"]["rows"]}
-    assert bars["cloud-only"]["latency_over_cloud_only"] == 1.0
+    assert bars["cloud-only"]["latency_over_cloud_only"] == {"mean": 1.0, "interval": [1.0, 1.0]}
     assert bars["edge-only"]["shares"]["edge"] == 1.0
     assert bars["cloud-only"]["accuracy_minus_cloud_only"]["mean"] == 0.0
     winners = {row["winner"] for row in result["experiments"]["crossover"]["data"]["rows"]}

@@ -37,6 +37,19 @@ def test_what_is_no_recording_says_so(tmp_path: Path, content: bytes) -> None:
         Recording.load(path)
 
 
+def test_a_recording_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> None:
+    path, refused = tmp_path / "seen.npz", 0
+    RECORDING.save(path)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            Recording.load(path)
+        except InputError:
+            refused += 1
+    assert refused > len(whole) / 2
+
+
 def test_another_archive_is_no_recording(tmp_path: Path) -> None:
     path = tmp_path / "other.npz"
     np.savez(path, margins=np.zeros(3))

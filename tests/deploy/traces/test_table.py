@@ -157,6 +157,7 @@ def test_bytes_follow_the_integral(tmp_path_factory, steps, delimiter: str, unit
         ("time,rate_mbps\n0,5\n2018-02-12T16:14:01,5\n", 3, "the time 'time' '2018-02-12T16:14:01' is not a number"),
         ("time,rate_mbps\n2018-02-12T16:14:01,5\n5,5\n", 3, "'5' is not a time; expected a number, 2018-02-12T16:14:01.5Z"),
         ("time,rate_mbps\n2018-02-12T16:14:01,5\n,5\n", 3, "the time 'time' is missing"),
+        ("time,rate_mbps\n0001-01-01T00:00:00+01:00,5\n", 2, "is not a time within the calendar"),
         ("time,rate_mbps\n2018-02-31T16:14:01,5\n", 2, "'2018-02-31T16:14:01' is not a time: day"),
         ("time,rate_mbps\n12.02.2018 16:14:01,5\n", 2, "is not a time; expected a number"),
         ("time,RSRP,State\n0,5,D\n", 1, "no column is called like a rate; choose with --rate-column among 'time', 'RSRP'"),
