@@ -226,7 +226,10 @@ def _drawn(rows: list[Data], window_s: float) -> Callable[[Figure], None]:
                 values = [np.nan if v is None else v for v in row["series"][name]]
                 ax.plot(np.arange(len(values)) * window_s, values, dash, color=colour, lw=1.3, label=row["objective"])
             ax.set_ylabel(label, fontsize=8)
-            ax.set_ylim(bottom=0)
+            if name == "bandwidth_mbps":
+                ax.set_yscale("log")  # the first answers may come so fast that hardly anything holds the estimate down
+            else:
+                ax.set_ylim(bottom=0)
         axes[-1].set_xlabel("time (s)")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
 

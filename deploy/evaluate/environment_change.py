@@ -110,7 +110,7 @@ def _drawn(data: Data, value: str, label: str) -> Callable[[Figure], None]:
             ax.set_title(look, fontsize=9)
             ax.set_xscale("symlog", linthresh=100)
             counts = sorted({row["samples"] for row in data["rows"]})
-            ax.set_xticks(counts, [str(count) for count in counts], fontsize=7)
+            ax.set_xticks(counts, [str(count) for count in counts], fontsize=7, rotation=45)
             ax.minorticks_off()
             ax.set_xlabel("samples labelled by the FM")
         axes[0].set_ylabel(label)

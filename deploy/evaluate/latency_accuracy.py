@@ -162,14 +162,14 @@ def _plane(data: Data) -> Callable[[Figure], None]:
     def draw(figure: Figure) -> None:
         axes = figure.subplots(1, len(data["links"]), sharey=True, squeeze=False)[0]
         for ax, link in zip(axes, data["links"], strict=True):
-            for row in (row for row in data["rows"] if row["link"] == link):
+            for number, row in enumerate(row for row in data["rows"] if row["link"] == link):
                 name, setting = _name_and_setting(row["system"])
                 at = row["latency_ms"]["mean"], 100 * row["accuracy"]["mean"]
                 style = system_style(name)
                 ax.plot(
                     *at, linestyle="", color=style["color"], marker=style["marker"], mec="#222222", ms=7, label=name
                 )
-                ax.annotate(setting, at, xytext=(5, -9), textcoords="offset points", fontsize=6)
+                ax.annotate(setting, at, xytext=(4, -9 if number % 2 else 5), textcoords="offset points", fontsize=6)
             ax.set_title(link, fontsize=9)
             ax.set_xlim(left=0)
             ax.set_xlabel("mean latency (ms)")
