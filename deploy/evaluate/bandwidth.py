@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..timeline import ROUTES
-from ..traces import constant_trace
 from . import contest
 from .experiment import Chart, Data, Experiment, Link, Material, Shown, Table
 
@@ -57,7 +56,7 @@ def measure(material: Material) -> dict[str, Any]:
 def _on_constant_links(material: Material) -> list[dict[str, Any]]:
     rows = []
     for mbit in _CONSTANT_MBIT_PER_S:
-        link = Link(f"{mbit:g} Mbit/s", constant_trace(mbit), constant_trace(mbit))
+        link = Link.constant(mbit)
         for name, switcher in _objectives(material).items():
             run = contest.compete(material, material.looks[0], link, contest.product(material, **switcher))
             rows.append(

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from ..traces import constant_trace
 from . import contest
 from .charts import SYSTEMS
 from .experiment import Chart, Data, Experiment, Link, Material, Shown, Table
@@ -31,9 +30,9 @@ def measure(material: Material) -> dict[str, Any]:
     look = material.looks[0]
     rows = []
     for slowness in SLOWNESS:
-        alone = _cells(material, _links(MBIT_PER_S[0]), _without_link(material, slowness))
+        alone = _cells(material, Link.constant(MBIT_PER_S[0]), _without_link(material, slowness))
         for mbit in MBIT_PER_S:
-            cells = {**alone, **_cells(material, _links(mbit), _with_link(material, slowness))}
+            cells = {**alone, **_cells(material, Link.constant(mbit), _with_link(material, slowness))}
             rows.append(
                 {"mbit_per_s": mbit, "slowness": slowness, "systems": cells, "winner": _winner(material, cells)}
             )
@@ -45,10 +44,6 @@ def measure(material: Material) -> dict[str, Any]:
         "device_ms": round(material.device.p50_ms, 3),
         "rows": rows,
     }
-
-
-def _links(mbit: float) -> Link:
-    return Link(f"{mbit:g} Mbit/s", constant_trace(mbit), constant_trace(mbit))
 
 
 def _with_link(material: Material, slowness: float) -> dict[str, contest.Maker]:

@@ -15,7 +15,7 @@ from ...models.device_profile import DeviceProfile
 from ...models.errors import ConfigError
 from ..bench.learner import interval
 from ..replay.timing import CloudProfile, Timing
-from ..traces import Trace
+from ..traces import Trace, constant_trace
 from .fm_stages import StageCosts
 from .rivals import Rival
 from .study import LookAtFM, Version
@@ -31,7 +31,6 @@ SYSTEMS = (
     "fixed-threshold",
     "oracle-threshold",
 )
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,11 @@ class Link:
     name: str
     uplink: Trace
     downlink: Trace
+
+    @classmethod
+    def constant(cls, mbit_per_s: float) -> Link:
+        """As fast in both directions."""
+        return cls(f"{mbit_per_s:g} Mbit/s", constant_trace(mbit_per_s), constant_trace(mbit_per_s))
 
 
 @dataclass(frozen=True)
@@ -162,16 +166,7 @@ def estimate(values: Sequence[np.ndarray] | np.ndarray) -> dict[str, Any]:
 
 def estimate_ratio(values: np.ndarray, beside: np.ndarray) -> dict[str, Any]:
     """Of the means of two (seeds, images) arrays, drawn together for the interval."""
-    rng, (seeds, images) = np.random.default_rng(0), values.shape
-    drawn = []
-    for _ in range(_RESAMPLES):
-        weights = np.bincount(rng.integers(images, size=images), minlength=images)
-        rows = rng.integers(seeds, size=seeds)
-        drawn.append((values[rows].mean(axis=0) @ weights) / (beside[rows].mean(axis=0) @ weights))
-    return {
-        "mean": round(float(values.mean() / beside.mean()), 4),
-        "interval": [round(float(bound), 4) for bound in np.quantile(drawn, (0.025, 0.975))],
-    }
+    return {"mean": round(float(values.mean() / beside.mean()), 4), "interval": interval(values, beside)}
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from ..bench.learner import Place, every_core
 from ..demo_results import describe_environment
 from ..replay.stream import Stream, measure_cloud, record
 from ..replay.timing import CloudProfile, Timing, student_timing
-from ..traces import constant_trace, downlink_beside, open_trace
+from ..traces import downlink_beside, open_trace
 from . import lessons, study
 from .experiment import SYSTEMS, Data, Experiment, Link, Material, Traffic, estimate
 from .fm_stages import StageCosts
@@ -88,7 +88,7 @@ def evaluate(
         InputError, TraceError, ConfigError: bad data, traces or profiles.
     """
     began = time.perf_counter()
-    links = [_link(spec) for spec in options.traces] or [_default_link(rate) for rate in (2.0, 10.0)]
+    links = [_link(spec) for spec in options.traces] or [Link.constant(rate) for rate in (2.0, 10.0)]
     _refuse_twins("links", [link.name for link in links])
     size = QUICK_SIZE if options.quick else FULL_SIZE
     names = {experiment.name for experiment in experiments}
@@ -132,10 +132,6 @@ def _link(spec: str) -> Link:
     uplink = open_trace(spec)
     name = Path(spec).name.removesuffix(".up") if spec.endswith(".up") else uplink.name
     return Link(name, uplink, open_trace(downlink_beside(spec)))
-
-
-def _default_link(rate: float) -> Link:
-    return Link(f"{rate:g} Mbit/s", constant_trace(rate), constant_trace(rate))
 
 
 @dataclass(frozen=True)

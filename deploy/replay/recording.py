@@ -83,7 +83,5 @@ class Recording:
             raise InputError(f"cannot read the recording {path}: {error.strerror or error}") from error
         except InputError:
             raise
-        except (
-            Exception
-        ) as error:  # numpy, zipfile and zlib raise ValueError, KeyError, NotImplementedError, error, ...
+        except Exception as error:  # of numpy, zipfile and zlib, which name no common base
             raise InputError(f"{path} is no recording of `edgefm replay --record-to`: {error}") from error
