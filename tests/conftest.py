@@ -7,14 +7,17 @@ import json
 import logging
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -111,11 +114,101 @@ def mutated_images(make_picture) -> list[tuple[str, bytes]]:
     return images
 
 
+class Forked:
+    """A process of a fork server, as `subprocess.Popen` would show it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._lines = connection, connection.makefile()
+        self.pid = int(self._lines.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        return self._ended(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        code = self._ended(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+        return code
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._connection], [], [], timeout)[0]:
+            self.returncode = int(self._lines.readline())
+            self._lines.close(), self._connection.close()
+        return self.returncode
+
+
+class ForkServer:
+    """See `fork_server.py`; begun with the first process that is wanted."""
+
+    def __init__(self, folder: Path, modules: tuple[str, ...]) -> None:
+        self._address, self._modules = str(folder / "socket"), modules
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self, arguments: list[str], cwd: Path, stdout: IO[Any], stderr: IO[Any]) -> Forked:
+        if self._server is None:
+            script = Path(__file__).with_name("fork_server.py")
+            command = [sys.executable, str(script), self._address, *self._modules]
+            self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert self._server.stdout is not None and self._server.stdout.readline() == b"ready\n"
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._address)
+        request = json.dumps({"arguments": arguments, "cwd": str(cwd)}).encode()
+        socket.send_fds(connection, [request], [stdout.fileno(), stderr.fileno()])
+        return Forked(connection)
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.communicate()
+
+
+Process: TypeAlias = "Forked | subprocess.Popen[Any]"
+_LOADED = (
+    *(
+        "edgefm.cloud.server",
+        "edgefm.cloud.customize",
+        "edgefm.models.foundation.synclip",
+        "edgefm.models.student_graph",
+    ),
+    *("edgefm.deploy.logs", "onnx", "onnxscript"),
+)
+_LIGHT = {"agent", "labels", "status", "rollback", "device", "trace"}
+"""Commands that load nothing that takes long."""
+
+
+@pytest.fixture(scope="session")
+def start_process(tmp_path_factory) -> Iterator[Callable[..., Process]]:
+    """Starts `edgefm` with arguments as a process of its own, those that load torch from a fork server: but for a process that
+    is to have an environment of its own."""
+    environment = {**os.environ, "PYTEST_CURRENT_TEST": ""}
+    server = ForkServer(tmp_path_factory.mktemp("forks"), _LOADED)
+
+    def start(*arguments: str | Path, stdout: IO[Any], stderr: IO[Any], cwd: Path | None = None) -> Process:
+        command, cwd = list(map(str, arguments)), cwd or Path.cwd()
+        if _LIGHT & set(command) or {**os.environ, "PYTEST_CURRENT_TEST": ""} != environment:
+            whole = [sys.executable, "-m", "edgefm.deploy.cli", *command]
+            return subprocess.Popen(whole, stdout=stdout, stderr=stderr, cwd=cwd)
+        return server.start(command, cwd, stdout, stderr)
+
+    yield start
+    server.stop()
+
+
 @dataclass
 class CloudProcess:
     """`edgefm cloud` as its own process."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     port: int
     data_dir: Path
     log: Path
@@ -130,30 +223,29 @@ class CloudProcess:
 
 
 @pytest.fixture
-def start_cloud(tmp_path: Path) -> Iterator[Callable[..., CloudProcess]]:
+def start_cloud(tmp_path: Path, start_process) -> Iterator[Callable[..., CloudProcess]]:
     """Starts real cloud processes; none outlives its test. Keyword `data_dir`, positional: further flags."""
-    yield from _cloud_starter(tmp_path)
+    yield from _cloud_starter(tmp_path, start_process)
 
 
 @pytest.fixture(scope="module")
-def start_lasting_cloud(tmp_path_factory) -> Iterator[Callable[..., CloudProcess]]:
+def start_lasting_cloud(tmp_path_factory, start_process) -> Iterator[Callable[..., CloudProcess]]:
     """The same, for a cloud that the tests of a module share."""
-    yield from _cloud_starter(tmp_path_factory.mktemp("clouds"))
+    yield from _cloud_starter(tmp_path_factory.mktemp("clouds"), start_process)
 
 
-def _cloud_starter(tmp_path: Path) -> Iterator[Callable[..., CloudProcess]]:
+def _cloud_starter(tmp_path: Path, start_process: Callable[..., Process]) -> Iterator[Callable[..., CloudProcess]]:
     started: list[CloudProcess] = []
 
     def start(*flags: str, data_dir: Path | None = None) -> CloudProcess:
         folder = data_dir or tmp_path / "cloud"
         number = len(started)
         port_file, log = tmp_path / f"port-{number}", tmp_path / f"cloud-{number}.log"
-        command = [sys.executable, "-m", "edgefm.deploy.cli", "-v", "cloud", "--port-file", str(port_file)]
-        command += ["--data-dir", str(folder), *flags]
+        command = ["-v", "cloud", "--port-file", str(port_file), "--data-dir", str(folder), *flags]
         if "--port" not in flags:
             command += ["--port", "0"]
         with log.open("wb") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+            process = start_process(*command, stdout=out, stderr=out)
         deadline = time.monotonic() + 120
         while not port_file.exists():
             assert process.poll() is None, log.read_text()
@@ -228,13 +320,19 @@ def make_broker(tmp_path) -> Iterator[Callable[..., BrokerProcess]]:
         broker.stop()
 
 
-@pytest.fixture
-def edgefm() -> Callable[..., subprocess.CompletedProcess[str]]:
+@pytest.fixture(scope="session")
+def edgefm(start_process) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command line to its end."""
 
-    def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "edgefm.deploy.cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+    def run(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            process = start_process(*arguments, stdout=out, stderr=err, cwd=cwd)
+            try:
+                code = process.wait(timeout)
+            finally:
+                process.kill()
+            out.seek(0), err.seek(0)
+            return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
 
     return run
 

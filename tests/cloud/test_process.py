@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from edgefm.proto.v1 import edgefm_pb2 as pb
 from edgefm.proto.v1 import edgefm_pb2_grpc as rpc
 
 
-def test_ends_cleanly_on_an_interrupt_and_does_not_share_its_port(start_cloud, tmp_path: Path):
+def test_ends_cleanly_on_an_interrupt_and_does_not_share_its_port(start_cloud, edgefm, tmp_path: Path):
     cloud = start_cloud("--labels", "cat, rocket", "--student", "lite0-64")
     with grpc.insecure_channel(cloud.target) as channel:
         stub = rpc.EdgeFMStub(channel)
@@ -23,10 +21,7 @@ def test_ends_cleanly_on_an_interrupt_and_does_not_share_its_port(start_cloud, t
         watch = stub.Watch(pb.WatchRequest(device_id="d", environment="yard"), timeout=60)
         assert next(watch).WhichOneof("change") == "pool" and next(watch).WhichOneof("change") == "student"
 
-        command = [sys.executable, "-m", "edgefm.deploy.cli", "cloud", "--port", str(cloud.port)]
-        second = subprocess.run(
-            [*command, "--data-dir", str(tmp_path / "second")], capture_output=True, text=True, timeout=120
-        )
+        second = edgefm("cloud", "--port", str(cloud.port), "--data-dir", tmp_path / "second")
         assert second.returncode == 2
         assert f"edgefm: cannot listen on 127.0.0.1:{cloud.port}" in second.stderr
         assert "is another cloud running there?" in second.stderr and "Traceback" not in second.stderr

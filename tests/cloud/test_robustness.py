@@ -7,8 +7,6 @@ import json
 import logging
 import queue
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -321,7 +319,7 @@ def test_drift_is_told_counted_kept_over_a_restart_and_starts_a_run(tmp_path: Pa
         assert cloud.server.environments.trainer.outcomes.total() == 1
 
 
-def test_refusals_are_told_to_an_operator(tmp_path: Path, serve, fm: Faulty):
+def test_refusals_are_told_to_an_operator(tmp_path: Path, serve, edgefm, fm: Faulty):
     with serve(config(tmp_path, metrics_port=0)) as cloud:
         cloud.register("yard")
         refusals = [
@@ -335,19 +333,17 @@ def test_refusals_are_told_to_an_operator(tmp_path: Path, serve, fm: Faulty):
         assert [reported.refusal for reported in status.refusals] == refusals[-20:]
         assert metrics_of(cloud)["edgefm_cloud_refusals_total", "slow"] == 25
 
-        def edgefm(*arguments: str) -> list[str]:
-            command = [sys.executable, "-m", "edgefm.deploy.cli", "status", *arguments]
-            address = ["--cloud", f"127.0.0.1:{cloud.server.port}"]
-            done = subprocess.run([*command, *address], capture_output=True, text=True, timeout=60, check=False)
+        def status_lines(*arguments: str) -> list[str]:
+            done = edgefm("status", *arguments, "--cloud", f"127.0.0.1:{cloud.server.port}")
             assert done.returncode == 0, done.stderr
             return done.stdout.splitlines()
 
         newer = pb.Refusal(student_version=25, reason="a new one", kind=99)  # pyright: ignore[reportArgumentType]
         cloud.stub.Report(pb.ReportRequest(device_id="d", environment="yard", refusals=[newer]))
-        assert edgefm()[-1] == "  refused by d: student 25, unspecified: a new one"
+        assert status_lines()[-1] == "  refused by d: student 25, unspecified: a new one"
         cloud.stub.Report(pb.ReportRequest(device_id="d\n1", environment="yard", refusals=refusals))
-        lines = edgefm()
+        lines = status_lines()
         assert lines[0] == "cloud: synclip, waiting: 0 queries, 0 uploads"
         assert lines[1].startswith("yard: student lite0-64 version 0 of 1; 2 labels, pool ")
         assert lines[-1] == "  refused by d 1: student 24, slow: 9 ms and ?[31mred"
-        assert json.loads("\n".join(edgefm("yard", "--json")))["environments"][0]["student_version"] == 0
+        assert json.loads("\n".join(status_lines("yard", "--json")))["environments"][0]["student_version"] == 0

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
@@ -220,18 +218,16 @@ def test_a_wrong_command_line_is_a_wrong_setting(edgefm, arguments):
     assert ended.returncode == 2 and "Usage:" in ended.stderr and "Traceback" not in ended.stderr
 
 
-def test_ctrl_c_has_its_code_and_no_traceback(tmp_path, image):
+def test_ctrl_c_has_its_code_and_no_traceback(start_process, tmp_path, image):
     (tmp_path / "slow.toml").write_text("[agent]\nconnect_timeout_s = 60\n")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a cloud that never answers
         port = silent.getsockname()[1]
-        command = [sys.executable, "-m", "edgefm.deploy.cli", "agent", "images", "-c", "slow.toml"]
-        command += ["--cloud", f"127.0.0.1:{port}"]
-        with subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            silent.settimeout(60)
-            silent.accept()[0].close()  # the agent is up and asks
-            time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=20)
-    assert process.returncode == INTERRUPTED and "Traceback" not in err, (process.returncode, out, err)
+        command = ("agent", "images", "-c", "slow.toml", "--cloud", f"127.0.0.1:{port}")
+        with (tmp_path / "err").open("wb") as err:
+            process = start_process(*command, stdout=err, stderr=err, cwd=tmp_path)
+        silent.settimeout(60)
+        silent.accept()[0].close()  # the agent is up and asks
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        code, said = process.wait(20), (tmp_path / "err").read_text()
+    assert code == INTERRUPTED and "Traceback" not in said, (code, said)

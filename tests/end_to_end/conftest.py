@@ -7,8 +7,6 @@ import json
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -48,7 +46,8 @@ def digests(pictures: Path) -> dict[str, str]:
 class AgentProcess:
     """`edgefm agent` as its own process."""
 
-    process: subprocess.Popen[bytes]
+    process: Any
+    """As `subprocess.Popen`."""
     state_dir: Path
     answers: Path
     out: Path
@@ -81,7 +80,7 @@ class AgentProcess:
 
 
 @pytest.fixture
-def start_agent(tmp_path: Path, pictures: Path) -> Iterator[Callable[..., AgentProcess]]:
+def start_agent(tmp_path: Path, pictures: Path, start_process) -> Iterator[Callable[..., AgentProcess]]:
     """Starts agents on `pictures`, which all use one state folder and one file of answers unless `flags` say otherwise."""
     started: list[AgentProcess] = []
     settings = tmp_path / "edgefm.toml"
@@ -90,11 +89,11 @@ def start_agent(tmp_path: Path, pictures: Path) -> Iterator[Callable[..., AgentP
     def start(target: str, *flags: str, state_dir: Path | None = None) -> AgentProcess:
         number, state_dir, answers = len(started), state_dir or tmp_path / "agent", tmp_path / "answers.jsonl"
         out, log = tmp_path / f"agent-{number}.out", tmp_path / f"agent-{number}.log"
-        command = [sys.executable, "-m", "edgefm.deploy.cli", "-v", "agent", str(pictures), "--cloud", target]
+        command = ["-v", "agent", str(pictures), "--cloud", target]
         command += ["--state-dir", str(state_dir), "--environment", "yard", "-o", str(answers)]
         command += ["--config", str(settings), *flags]
         with out.open("wb") as stdout, log.open("wb") as stderr:
-            process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
+            process = start_process(*command, stdout=stdout, stderr=stderr)
         started.append(AgentProcess(process, state_dir, answers, out, log))
         return started[-1]
 

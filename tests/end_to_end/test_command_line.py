@@ -52,7 +52,7 @@ def stalling_stream(make_picture) -> Iterator[str]:
     thread.join()
 
 
-def test_a_signal_ends_a_run_cleanly(start_cloud, stalling_stream, tmp_path, image):
+def test_a_signal_ends_a_run_cleanly(start_cloud, start_process, stalling_stream, tmp_path, image):
     cloud = start_cloud("--labels", "tabby cat, dog", "--student", "lite0-64")
     (image / "list.txt").write_text("a.jpg\n" * 1000)
     for number, source, code in (
@@ -60,19 +60,17 @@ def test_a_signal_ends_a_run_cleanly(start_cloud, stalling_stream, tmp_path, ima
         (signal.SIGTERM, stalling_stream, 0),
     ):
         answers = tmp_path / f"{code}.jsonl"
-        command = [sys.executable, "-m", "edgefm.deploy.cli", "agent", source, "--fps", "20", "-o", str(answers)]
-        command += ["--cloud", cloud.target]
-        with subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            deadline = time.monotonic() + 60
-            while not answers.exists() or not answers.read_text():
-                assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-                time.sleep(0.05)
-            process.send_signal(number)
-            out, err = process.communicate(timeout=30)
-        assert process.returncode == code and "Traceback" not in err, (process.returncode, out, err)
-        summary = json.loads(out)
+        out, err = tmp_path / "out", tmp_path / "err"
+        command = ("agent", source, "--fps", "20", "-o", answers, "--cloud", cloud.target)
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            process = start_process(*command, stdout=stdout, stderr=stderr, cwd=tmp_path)
+        deadline = time.monotonic() + 60
+        while not answers.exists() or not answers.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, err.read_text()
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(30) == code and "Traceback" not in err.read_text(), err.read_text()
+        summary = json.loads(out.read_text())
         assert 0 < summary["frames"] == len(answers.read_text().splitlines()) < 1000
 
 

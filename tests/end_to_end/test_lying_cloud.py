@@ -7,7 +7,6 @@ import json
 import random
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -181,10 +180,15 @@ class LyingCloud:
             yield pb.FetchChunk(data=data, total_bytes=2**63).SerializeToString()
 
 
-def agent(source: Path, target: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edgefm.deploy.cli", "agent", str(source), "--cloud", target, "--state-dir"]
-    command += [str(folder / "agent"), "-o", str(folder / "answers.jsonl"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+@pytest.fixture
+def agent(edgefm, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs an agent on a source to its end, with one state folder and one file of answers."""
+
+    def run(source: Path, target: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        kept = ("--state-dir", tmp_path / "agent", "-o", tmp_path / "answers.jsonl")
+        return edgefm("agent", source, "--cloud", target, *kept, *flags, cwd=tmp_path)
+
+    return run
 
 
 def refuse(constant: str) -> None:
@@ -192,7 +196,7 @@ def refuse(constant: str) -> None:
 
 
 @pytest.fixture
-def lying_cloud(start_cloud, make_picture, mutate, tmp_path: Path) -> Iterator[Callable[[], LyingCloud]]:
+def lying_cloud(start_cloud, agent, make_picture, mutate, tmp_path: Path) -> Iterator[Callable[[], LyingCloud]]:
     """Made from what a true cloud says, which has served the device in `tmp_path / "agent"` before."""
     started: list[LyingCloud] = []
 
@@ -203,7 +207,7 @@ def lying_cloud(start_cloud, make_picture, mutate, tmp_path: Path) -> Iterator[C
             true = rpc.EdgeFMStub(channel).Register(hello, timeout=60)
         (tmp_path / "first").mkdir()
         make_picture(1).save(tmp_path / "first" / "1.png")
-        assert agent(tmp_path / "first", cloud.target, tmp_path).returncode == 0
+        assert agent(tmp_path / "first", cloud.target).returncode == 0
         pool = LabelPool.load(tmp_path / "agent" / "blobs" / true.pool.file.sha256)
         cloud.process.kill()
         manifest = StudentManifest.from_json(true.student.manifest_json)
@@ -215,7 +219,7 @@ def lying_cloud(start_cloud, make_picture, mutate, tmp_path: Path) -> Iterator[C
         cloud.server.stop(0).wait()
 
 
-def test_an_agent_outlives_a_cloud_that_lies(lying_cloud, mutated_images, tmp_path: Path):
+def test_an_agent_outlives_a_cloud_that_lies(lying_cloud, agent, mutated_images, tmp_path: Path):
     liar = lying_cloud()
     (tmp_path / "answers.jsonl").unlink()
     source = tmp_path / "damaged"
@@ -224,7 +228,7 @@ def test_an_agent_outlives_a_cloud_that_lies(lying_cloud, mutated_images, tmp_pa
         # A suffix says nothing of what is in a file, and a folder takes no .gif.
         (source / f"{number:04d}.{suffix.replace('gif', 'jpg')}").write_bytes(data)
     before = {path for path in tmp_path.rglob("*") if "agent" not in path.relative_to(tmp_path).parts}
-    done = agent(source, f"127.0.0.1:{liar.port}", tmp_path, "--deadline-ms", "500", "--upload", "all", "--fps", "60")
+    done = agent(source, f"127.0.0.1:{liar.port}", "--deadline-ms", "500", "--upload", "all", "--fps", "60")
     assert done.returncode == 0, done.stderr
     # gRPC logs what it cannot parse, in one line; no thread may end with an error of ours.
     assert not re.search(r"^Traceback|^Exception|event=watch_failed", done.stderr, re.MULTILINE), done.stderr

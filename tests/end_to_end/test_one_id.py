@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import grpc
@@ -15,7 +13,7 @@ from edgefm.proto.v1 import edgefm_pb2_grpc as rpc
 FRAMES = 80
 
 
-def test_both_are_answered_each_with_its_own(start_cloud, make_picture, tmp_path: Path):
+def test_both_are_answered_each_with_its_own(start_cloud, start_process, make_picture, tmp_path: Path):
     cloud = start_cloud("--labels", "cat, rocket, daisy, cup", "--student", "lite0-64")
     agents = []
     for name, first in (("one", 0), ("two", 1000)):
@@ -23,12 +21,12 @@ def test_both_are_answered_each_with_its_own(start_cloud, make_picture, tmp_path
         (folder / "pictures").mkdir(parents=True)
         for number in range(FRAMES):
             (folder / "pictures" / f"{name}-{number}.jpg").write_bytes(encode_jpeg(make_picture(first + number)))
-        command = [sys.executable, "-m", "edgefm.deploy.cli", "agent", str(folder / "pictures"), "-o"]
-        command += [str(folder / "answers.jsonl"), "--cloud", cloud.target, "--state-dir", str(folder / "state")]
+        command = ["agent", folder / "pictures", "-o", folder / "answers.jsonl", "--cloud", cloud.target]
         command += ["--device-id", "twin", "--environment", "yard", "--deadline-ms", "20000", "--fps", "40"]
-        agents.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-    summaries = [json.loads(agent.communicate(timeout=120)[0]) for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0]
+        with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
+            agents.append(start_process(*command, "--state-dir", folder / "state", stdout=out, stderr=err))
+    assert [agent.wait(120) for agent in agents] == [0, 0]
+    summaries = [json.loads((tmp_path / name / "out").read_text()) for name in ("one", "two")]
     with grpc.insecure_channel(cloud.target) as channel:
         stub = rpc.EdgeFMStub(channel)
         for name, summary in zip(("one", "two"), summaries, strict=True):
