@@ -14,6 +14,12 @@ LINES: dict[str, dict[str, Any]] = {
     "version 0": {"color": "#555555", "linestyle": (0, (5, 3)), "lw": 1.2},
 }
 
+OTHERS: tuple[dict[str, Any], ...] = (  # of what is neither a system nor a way of learning
+    {"color": "#00798c", "linestyle": "-", "marker": "o"},
+    {"color": "#c2185b", "linestyle": "--", "marker": "s"},
+    {"color": "#8a8d80", "linestyle": ":", "marker": "^"},
+)
+
 SYSTEMS: dict[str, dict[str, Any]] = {  # of bars and marks, dark to light
     "edgefm": {"color": "#1f5a96", "hatch": "", "marker": "o"},
     "cloud-only": {"color": "#f2b134", "hatch": "///", "marker": "s"},

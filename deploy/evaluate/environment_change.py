@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from .charts import LINES, percent
-from .experiment import Chart, Data, Experiment, Material, Shown, Table, estimate, told
-from .study import FULL, HEAD, Version
+from .experiment import Chart, Data, Experiment, Material, Shown, Table, system_estimates, told
+from .study import FULL, HEAD
 
 _METHODS = (FULL, HEAD)
 
@@ -24,18 +24,8 @@ def measure(material: Material) -> dict[str, Any]:
         ]
         for method, count in cases:
             versions = [material.version(look, seed, method, count) for seed in range(material.seeds)]
-            rows.append({"look": look, "method": method, "samples": count, **_row(versions)})
+            rows.append({"look": look, "method": method, "samples": count, **system_estimates(versions)})
     return {"looks": list(material.looks), "target": material.target, "seeds": material.seeds, "rows": rows}
-
-
-def _row(versions: Sequence[Version]) -> dict[str, Any]:
-    return {
-        "edge_share": estimate([v.on_edge for v in versions]),
-        "system_accuracy": estimate([v.system_right for v in versions]),
-        "fm_accuracy": estimate([v.recording.cloud_right for v in versions]),
-        "student_accuracy": estimate([v.recording.edge_right for v in versions]),
-        "system_minus_fm": estimate([v.system_right.astype(float) - v.recording.cloud_right for v in versions]),
-    }
 
 
 def show(data: Data) -> Shown:

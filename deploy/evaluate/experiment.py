@@ -169,6 +169,17 @@ def estimate_ratio(values: np.ndarray, beside: np.ndarray) -> dict[str, Any]:
     return {"mean": round(float(values.mean() / beside.mean()), 4), "interval": interval(values, beside)}
 
 
+def system_estimates(versions: Sequence[Version]) -> dict[str, Any]:
+    """Of a version of each seed, on the scoring images of one look."""
+    return {
+        "edge_share": estimate([v.on_edge for v in versions]),
+        "system_accuracy": estimate([v.system_right for v in versions]),
+        "fm_accuracy": estimate([v.recording.cloud_right for v in versions]),
+        "student_accuracy": estimate([v.recording.edge_right for v in versions]),
+        "system_minus_fm": estimate([v.system_right.astype(float) - v.recording.cloud_right for v in versions]),
+    }
+
+
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     """Probability that a positive (N,) sample scores above a negative one, ties count half; 0.5 where one kind is missing."""
     ahead = int(positive.sum())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .charts import LINES
+from .charts import OTHERS
 from .experiment import Chart, Data, Experiment, Material, Shown, Table, auroc
 from .study import FULL, HEAD
 
@@ -89,8 +89,8 @@ def show(data: Data) -> Shown:
         for ax, look in zip(axes, data["looks"], strict=True):
             rows = [row for row in data["rows"] if row["look"] == look and row["method"] == FULL]
             for key, label, style in (
-                ("cost_estimated", "estimated without ground truth", LINES[FULL]),
-                ("cost_true", "true", LINES[HEAD]),
+                ("cost_estimated", "estimated without ground truth", OTHERS[0]),
+                ("cost_true", "true", OTHERS[1]),
             ):
                 points = rows[0]["reliability"]
                 ax.plot([p["margin"] for p in points], [100 * p[key] for p in points], label=label, ms=4, **style)

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from .charts import OTHERS
 from .experiment import Chart, Data, Experiment, Material, Shown, Table, auroc, told
 from .study import FULL, LookAtFM
 
 Score = Callable[[np.ndarray], np.ndarray]
 _FOLDS = 4
 _RESAMPLES = 200
-_BARS = (("#1f5a96", ""), ("#f2b134", "///"), ("#3a9d6a", "---"))
+_HATCHES = ("", "///", "---")
+
+LEAST_LABELS = 3
+"""Two stay in the pool when one is taken out: a margin needs both."""
 
 
 def measure(material: Material) -> dict[str, Any]:
@@ -77,32 +81,39 @@ def _margin(similarities: np.ndarray) -> np.ndarray:
 
 
 def _detection(answerers: Sequence[_Answerer], fm: LookAtFM) -> dict[str, Any]:
-    """AUROC, and the share of samples of no label that pass where 95 % of the others do; means over seeds and folds, with
-    intervals over images, seeds and folds."""
-    labels = np.array(fm.labels, dtype=object)
-    rng, areas, passes = np.random.default_rng(0), [], []
-    for answerer in answerers:
-        for fold in range(_FOLDS):
-            hidden = np.arange(len(labels)) % _FOLDS == fold
-            scores, known = answerer(~hidden), ~np.isin(fm.truth, labels[hidden])
-            drawn = [np.arange(len(scores)), *(rng.integers(len(scores), size=len(scores)) for _ in range(_RESAMPLES))]
-            areas.append([auroc(scores[rows], known[rows]) for rows in drawn])
-            passes.append([_false_positives(scores[rows], known[rows]) for rows in drawn])
-    return {"auroc": _mean_and_interval(areas), "fpr95": _mean_and_interval(passes)}
-
-
-def _false_positives(scores: np.ndarray, known: np.ndarray) -> float:
-    return float((scores[~known] >= np.quantile(scores[known], 0.05)).mean())
-
-
-def _mean_and_interval(values: list[list[float]]) -> dict[str, Any]:
-    """Of (seeds and folds, resamples + 1), the first column without resampling."""
-    array, rng = np.array(values), np.random.default_rng(1)
-    means = [array[rng.integers(len(array), size=len(array)), column].mean() for column in range(1, array.shape[1])]
+    """AUROC, and the share of samples of no label that pass where 95 % of the others do, of the answerers of all seeds: means
+    over seeds and folds, with 95 % intervals over images and seeds, drawn together."""
+    rng, images, seeds = np.random.default_rng(0), len(fm.truth), np.arange(len(answerers))
+    drawn = [(np.arange(images), seeds)] + [
+        (rng.integers(images, size=images), rng.choice(seeds, len(seeds))) for _ in range(_RESAMPLES)
+    ]
+    scored = [_folds(answerer, fm) for answerer in answerers]
+    found = np.array(
+        [
+            np.mean([_measures(scores[rows], known[rows]) for seed in chosen for scores, known in scored[seed]], axis=0)
+            for rows, chosen in drawn
+        ]
+    )
+    bounds = np.nanquantile(found[1:], (0.025, 0.975), axis=0)
     return {
-        "mean": round(float(array[:, 0].mean()), 4),
-        "interval": [round(float(bound), 4) for bound in np.quantile(means, (0.025, 0.975))],
+        name: {"mean": round(float(found[0, i]), 4), "interval": [round(float(b), 4) for b in bounds[:, i]]}
+        for i, name in enumerate(("auroc", "fpr95"))
     }
+
+
+def _folds(answerer: _Answerer, fm: LookAtFM) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For every part of the labels that is taken out: (M,) scores, and (M,) whether the label is still in the pool."""
+    labels = np.array(fm.labels, dtype=object)
+    folds = min(_FOLDS, len(labels))
+    hidden = [np.arange(len(labels)) % folds == fold for fold in range(folds)]
+    return [(answerer(~out), ~np.isin(fm.truth, labels[out])) for out in hidden]
+
+
+def _measures(scores: np.ndarray, known: np.ndarray) -> tuple[float, float]:
+    """AUROC and FPR at 95 %; NaN where a draw has samples of one kind alone."""
+    if known.all() or not known.any():
+        return np.nan, np.nan
+    return auroc(scores, known), float((scores[~known] >= np.quantile(scores[known], 0.05)).mean())
 
 
 def show(data: Data) -> Shown:
@@ -135,7 +146,7 @@ def show(data: Data) -> Shown:
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
         models, names = list(best), list(dict.fromkeys(row["score"] for row in data["rows"]))
-        for place, (name, (colour, hatch)) in enumerate(zip(names, _BARS, strict=True)):
+        for place, (name, style, hatch) in enumerate(zip(names, OTHERS, _HATCHES, strict=True)):
             rows = [next(r for r in data["rows"] if (r["model"], r["score"]) == (model, name)) for model in models]
             means = [row["auroc"]["mean"] for row in rows]
             spread = np.array(
@@ -151,7 +162,7 @@ def show(data: Data) -> Shown:
                 yerr=np.maximum(spread, 0),
                 capsize=2,
                 label=name,
-                color=colour,
+                color=style["color"],
                 hatch=hatch,
                 edgecolor="white",
             )

@@ -21,9 +21,10 @@ from ..replay.stream import Stream, measure_cloud, record
 from ..replay.timing import CloudProfile, Timing, student_timing
 from ..traces import downlink_beside, open_trace
 from . import lessons, study
-from .experiment import SYSTEMS, Data, Experiment, Link, Material, Traffic, estimate
+from .experiment import SYSTEMS, Data, Experiment, Link, Material, Traffic, estimate, estimate_ratio, system_estimates
 from .fm_stages import StageCosts
-from .looks import Look, take
+from .looks import Look, open_look, take
+from .open_set import LEAST_LABELS
 from .rivals import measure_stages, teach_rivals
 from .students import profile_here
 
@@ -197,6 +198,11 @@ def _material(
     seen = list(zip(looks, folders, strict=True))
     console.print(f"{len(looks)} looks at {stream} + {size.scoring} images: {time.perf_counter() - began:.0f} s")
 
+    if "open-set" in names and len(open_look(*seen[0]).pool.labels) < LEAST_LABELS:
+        raise InputError(
+            f"open-set takes labels out of the pool and needs {LEAST_LABELS} of them in {options.data[0]}; name the other presets"
+        )
+
     began = time.perf_counter()
     settings = study.StudySettings(options.student, size.counts, size.evidence, options.target)
     needs_study, seeds = bool(names - {"uploads", "students"}), range(size.seeds)
@@ -227,34 +233,30 @@ def _material(
         rivals=next(taught, ()),
         stages=costs.stages,
         systems=options.systems,
-        uploads=_uploads([look for look, _ in ends], list(sent), size.seeds),
+        uploads=_uploads([version for some in sent for version in some]),
         added_labels=_added(looks[0], list(added)),
     )
     console.print(f"Learning: {time.perf_counter() - began:.0f} s")
     return material
 
 
-def _uploads(looks: Sequence[Look], results: Sequence[list[dict[str, Any]]], seeds: int) -> list[Data]:
-    """Of what came out for each look and seed; nothing where nothing did."""
+def _uploads(versions: Sequence[study.Version]) -> list[Data]:
+    """A row for each look, budget and policy, over the seeds, which come in the same order for all of them."""
+    cells: dict[tuple[str, int, str], list[study.Version]] = {}
+    for version in versions:
+        cells.setdefault((version.look, version.samples, version.method), []).append(version)
     rows = []
-    for number, look in enumerate(looks[: len(results)]):
-        of_seeds = results[number * seeds : (number + 1) * seeds]
-        cells = [[rows_of_seed[place] for rows_of_seed in of_seeds] for place in range(len(of_seeds[0]))]
-        drawn = {c[0]["budget"]: [r["on_edge"] for r in c] for c in cells if c[0]["policy"] == "random"}
-        for cell in cells:
-            on_edge = [row["on_edge"] for row in cell]
-            beside = np.array(on_edge, float) - np.array(drawn[cell[0]["budget"]], float)
-            rows.append(
-                {
-                    "look": look.name,
-                    "policy": cell[0]["policy"],
-                    "budget": cell[0]["budget"],
-                    "edge_share": estimate(on_edge),
-                    "system_minus_fm": estimate([row["gain"] for row in cell]),
-                    "student_accuracy": estimate([row["student_right"] for row in cell]),
-                    "edge_share_minus_random": estimate(beside),
-                }
-            )
+    for (look, budget, policy), cell in cells.items():
+        beside = [v.on_edge.astype(float) - r.on_edge for v, r in zip(cell, cells[look, budget, "random"], strict=True)]
+        rows.append(
+            {
+                "look": look,
+                "policy": policy,
+                "budget": budget,
+                **system_estimates(cell),
+                "edge_share_minus_random": estimate(beside),
+            }
+        )
     return rows
 
 
@@ -262,6 +264,9 @@ def _added(look: Look, results: Sequence[dict[str, np.ndarray]]) -> list[Data]:
     """Of what came out for each seed; nothing where nothing did."""
     if not results:
         return []
-    least = min(len(result["fm"]) for result in results)
-    row = {name: estimate([result[name][:least] for result in results]) for name in ("fm", "before", "after")}
+    theirs = np.array([result["theirs"] for result in results], float)
+    row = {
+        name: estimate_ratio(np.array([result[name] for result in results], float), theirs)
+        for name in ("fm", "before", "after")
+    }
     return [{"labels": f"every fifth label of {look.name}", **row}]

@@ -44,7 +44,7 @@ class Version:
     """A student on the M scoring images of a look.
 
     Attributes:
-        method: `FULL`, `HEAD`, or "version 0".
+        method: `FULL`, `HEAD`, "version 0", or the policy that chose its samples.
         samples: labelled by the FM since the last change; 0: before any.
         similarities: (M, K) of the student with the pool.
         recording: of the scoring images, for replays.
@@ -99,15 +99,15 @@ def study(looks: Sequence[tuple[Look, Path]], settings: StudySettings, seed: int
         most = max(settings.counts)
         newest, evidence = (seen.stream.at(rows) for rows in (order[:most], order[most : most + settings.evidence]))
         version0 = learners[FULL].version0(seen.pool)
-        versions.append(_version(version0, "version 0", 0, seen, evidence, settings.target, seed))
+        versions.append(version_of(version0, "version 0", 0, seen, evidence, settings.target, seed))
         for method, learner in learners.items():
             kept = running.get(method, version0)
-            versions.append(_version(kept, method, 0, seen, evidence, settings.target, seed))
+            versions.append(version_of(kept, method, 0, seen, evidence, settings.target, seed))
             for count in settings.counts:
                 new = newest.at(np.arange(count))
                 samples, judge_from = (new, 0) if before is None else (before.then(new), len(before))
                 kept = learner.learn(samples, seen.pool, judge_from, running=kept)
-                versions.append(_version(kept, method, count, seen, evidence, settings.target, seed))
+                versions.append(version_of(kept, method, count, seen, evidence, settings.target, seed))
             running[method] = kept
         before = newest if before is None else before.then(newest)
     return versions
@@ -122,9 +122,10 @@ def _learner(student: str, tail: bool) -> Learner:
     )
 
 
-def _version(
+def version_of(
     learnt: Learnt, method: str, samples: int, seen: Seen, evidence: Images, target: float, seed: int
 ) -> Version:
+    """A version on the scoring images, with the threshold that the evidence asks for."""
     pool = seen.pool
     embeddings = learnt.embed(seen.scored)
     similarities, fm = embeddings @ pool.embeddings.T, np.asarray(seen.scored.fm) @ pool.embeddings.T

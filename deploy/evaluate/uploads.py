@@ -6,13 +6,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from .charts import OTHERS
 from .experiment import Chart, Data, Experiment, Material, Shown, Table, told
 
-_STYLES = {
-    "uncertain first": {"color": "#1f5a96", "linestyle": "-", "marker": "o"},
-    "random": {"color": "#b3261e", "linestyle": "--", "marker": "s"},
-    "all": {"color": "#555555", "linestyle": ":", "marker": "^"},
-}
+_STYLES = dict(zip(("uncertain first", "random", "all"), OTHERS, strict=True))
 
 
 def measure(material: Material) -> dict[str, Any]:
