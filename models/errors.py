@@ -11,6 +11,7 @@
     │   │   └── LabelMissingError   it is not in the pool
     │   └── TraceError       a bandwidth trace is malformed
     ├── ModelError           a model file is missing, corrupt or of the wrong version
+    ├── KernelError          compiled kernels cannot be built or loaded here
     ├── StoreError           the disk under the store, registry or state folder fails
     └── CloudError           the cloud cannot be reached or refuses
         ├── DeadlineError    the cloud did not answer in time
@@ -71,6 +72,10 @@ class TraceError(InputError):
 
 
 class ModelError(EdgeFMError):
+    pass
+
+
+class KernelError(EdgeFMError):
     pass
 
 

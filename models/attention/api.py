@@ -1,0 +1,140 @@
+"""Which implementation serves a call. Chosen by device, shape and dtype, and told once for each choice."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..errors import ConfigError, EdgeFMError
+from . import native, reference
+from .pattern import Form, Pattern
+
+_LOG = logging.getLogger(__name__)
+_ALL = Pattern()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`name`: `sdpa`, `row` (one query, and no more than a row of scores), `c++`, `triton` or `reference`; `why` in words."""
+
+    name: str
+    why: str
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pattern: Pattern = _ALL,
+    form: Form = "softmax",
+    separators: torch.Tensor | None = None,
+    visible: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Attention of the newest queries of a sequence over its keys; differentiable.
+
+    Args:
+        q: (B, H, TQ, D); the last query stands at the last key.
+        k, v: (B, HK, TK, D); H is a multiple of HK, TK >= TQ.
+        separators: (B, TK) bool, keys that every later query sees under a pattern with a window.
+        visible: (B, TK) bool, False hides a key from everybody (padding).
+        scale: of the scores; 1/sqrt(D) unless given.
+
+    Returns:
+        (B, H, TQ, D), of the queries' dtype; 0 for a query that sees nothing.
+
+    Raises:
+        ConfigError: shapes that do not fit each other.
+    """
+    _check(q, k, v, separators, visible)
+    choice = choose(q, pattern, form, k.shape[2], separators, visible)
+    _tell(choice, form, q.device.type)
+    if choice.name == "sdpa":
+        return scaled_dot_product_attention(
+            q, k, v, is_causal=q.shape[2] > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if choice.name == "c++":
+        return native.attend(q, k, v, pattern, form, separators, visible, scale)
+    if choice.name == "triton":
+        from . import gpu  # Triton comes with PyTorch's builds for GPUs alone
+
+        return gpu.attend(q, k, v, pattern, form, separators, visible, scale)
+    return reference.attend(q, k, v, pattern, form, separators, visible, scale)
+
+
+def choose(
+    q: torch.Tensor,
+    pattern: Pattern,
+    form: Form,
+    keys: int,
+    separators: torch.Tensor | None = None,
+    visible: torch.Tensor | None = None,
+) -> Choice:
+    """What `attend` would run."""
+    queries = q.shape[2]
+    everything = pattern.neighbours is None or pattern.neighbours >= keys
+    if queries == 1:
+        return Choice("row", "one query has one row of scores: nothing is saved by blocks")
+    if form == "softmax" and everything and visible is None and queries == keys:
+        return Choice("sdpa", "PyTorch's kernel does causal softmax")
+    if q.device.type == "cpu":
+        why = native.fits(q) or _native_missing()
+        return Choice("reference", why) if why else Choice("c++", "fused, in float32")
+    if q.device.type == "cuda":
+        why = _triton_unfit(q)
+        return Choice("reference", why) if why else Choice("triton", "fused")
+    return Choice("reference", f"no fused kernel for {q.device.type}")
+
+
+@functools.cache
+def _native_missing() -> str | None:
+    try:
+        native.library()
+    except EdgeFMError as error:
+        return str(error)
+    return None
+
+
+def _triton_unfit(q: torch.Tensor) -> str | None:
+    try:
+        from . import gpu
+    except ImportError as error:
+        return f"Triton cannot be loaded: {error}"
+    return gpu.fits(q)
+
+
+@functools.cache
+def _tell(choice: Choice, form: Form, device: str) -> None:
+    slow = choice.name == "reference"
+    _LOG.log(
+        logging.WARNING if slow else logging.INFO,
+        "event=attention implementation=%s form=%s device=%s why=%r",
+        *(choice.name, form, device, choice.why),
+    )
+
+
+def _check(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, separators: torch.Tensor | None, visible: torch.Tensor | None
+) -> None:
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
+        raise ConfigError(
+            f"attention wants q (B, H, TQ, D), k and v (B, HK, TK, D); got {_told(q)}, {_told(k)}, {_told(v)}"
+        )
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1] or q.shape[2] > k.shape[2]:
+        raise ConfigError(
+            f"queries {_told(q)} do not fit keys {_told(k)}: the same batch and head size, heads a multiple of the keys', and no "
+            "more queries than keys"
+        )
+    for name, given in (("separators", separators), ("visible", visible)):
+        if given is not None and (given.shape != (k.shape[0], k.shape[2]) or given.dtype != torch.bool):
+            raise ConfigError(f"{name} must be bool (B, TK), got {given.dtype} {_told(given)} for keys {_told(k)}")
+
+
+def _told(x: torch.Tensor) -> str:
+    return str(tuple(x.shape))

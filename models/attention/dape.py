@@ -1,0 +1,134 @@
+"""Data-adaptive positional encoding: CAPE/DAPE (arXiv 2405.14722) and DAPE V2 (arXiv 2410.04798).
+
+The scores A (scaled, before the softmax) and a bias B of the distance go through a small network over the heads of a layer,
+f([A; B]), and the attention is softmax(A + B + f([A; B])). V1's network works on each pair of positions alone, V2's convolves
+three neighbouring keys, causally cut first: without the cut a score would see the key behind the query.
+
+`reference` holds all (H, T, T) scores, as written in the papers. `attend` works on blocks of queries, to the last key that a
+block sees, and recomputes them in the backward pass: it keeps no more than (H, block, T).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import ConfigError
+from .reference import repeated, scores
+
+Bias = Literal["alibi", "kerple", "fire"]
+Network = Literal["none", "pointwise", "convolution"]
+
+_HIDDEN = 32
+_LEAST = 1e-2
+BLOCK = 128
+
+
+class DistanceBias(nn.Module):
+    """B (H, TQ, TK) of the distance i - j >= 0 between query and key.
+
+    `alibi`: -slope_h (i - j), slopes 2^(-8h/H). `kerple`: -p_h log(1 + a_h (i - j)), learned, p from U(0, 2), a from U(0, 1),
+    both kept at 1e-2 at least. `fire`: f(psi(i - j) / psi(max(L, i))), psi(x) = log(1 + c x), f a network of one hidden layer.
+    """
+
+    slopes: torch.Tensor
+
+    def __init__(self, kind: Bias, heads: int) -> None:
+        super().__init__()
+        self.kind: Bias = kind
+        if kind == "alibi":
+            self.register_buffer("slopes", 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads))
+        elif kind == "kerple":
+            self.p = nn.Parameter(2 * torch.rand(heads))
+            self.a = nn.Parameter(torch.rand(heads))
+        elif kind == "fire":
+            self.network = nn.Sequential(nn.Linear(1, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, heads))
+            self.c = nn.Parameter(torch.tensor(0.1))
+            self.length = nn.Parameter(torch.tensor(512.0))
+        else:
+            raise ConfigError(f"there is no bias {kind!r}; there are alibi, kerple, fire")
+
+    def forward(self, here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        """Args: positions, (TQ,) of queries and (TK,) of keys. Keys behind a query count as distance 0."""
+        far = (here[:, None] - there[None, :]).clamp(min=0)
+        if self.kind == "alibi":
+            return -self.slopes[:, None, None] * far
+        if self.kind == "kerple":
+            p, a = self.p.clamp(min=_LEAST)[:, None, None], self.a.clamp(min=_LEAST)[:, None, None]
+            return -p * torch.log(1 + a * far)
+        c = self.c.abs() + 1e-6
+        whole = torch.log(1 + c * torch.maximum(here.to(self.length.dtype), self.length.abs()))
+        share = torch.log(1 + c * far) / (whole[:, None] + 1e-6)
+        return self.network(share[..., None]).permute(2, 0, 1)
+
+
+class Dape(nn.Module):
+    """What a layer adds to its scores: a bias, and a network over heads; see the module.
+
+    Args:
+        network: `none` leaves A + B; `pointwise` is DAPE, `convolution` DAPE V2 (1 x 3 along keys).
+        cut: V2's causal cut of what the network sees. False is the control that leaks, for tests.
+    """
+
+    def __init__(self, heads: int, bias: Bias = "kerple", network: Network = "pointwise", cut: bool = True) -> None:
+        super().__init__()
+        self.bias = DistanceBias(bias, heads)
+        self.cut = cut
+        self.reach = 1 if network == "convolution" else 0
+        kernel = (1, 2 * self.reach + 1)
+        self.network = (
+            None
+            if network == "none"
+            else nn.Sequential(
+                nn.Conv2d(2 * heads, _HIDDEN, kernel, padding=(0, self.reach)),
+                nn.LeakyReLU(),
+                nn.Conv2d(_HIDDEN, heads, kernel, padding=(0, self.reach)),
+            )
+        )
+
+    def forward(self, a: torch.Tensor, here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        """(B, H, TQ, TK) scores -> scores with positions in them.
+
+        Args:
+            here, there: (TQ,), (TK,) positions of queries and keys; with a cache a query stands far behind the first key.
+        """
+        b = self.bias(here, there).to(a.dtype).expand_as(a)
+        if self.network is None:
+            return a + b
+        seen = torch.cat((a, b), dim=1)
+        if self.cut:
+            seen = torch.where(there[None, :] <= here[:, None], seen, 0)
+        # A key more, so that the second convolution sees for the last key what it sees for every other: the paper's zero padding
+        # there would make a score depend on how many keys follow.
+        return a + b + self.network(nn.functional.pad(seen, (0, self.reach)))[..., : a.shape[-1]]
+
+
+def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> torch.Tensor:
+    """Causal attention with every score at once; shapes as in `edgefm.models.attention.attend`."""
+    here, there = _positions(q.shape[2], k.shape[2], q.device)
+    x = dape(scores(q, k), here, there)
+    x = torch.where(there[None, :] <= here[:, None], x, -torch.inf)
+    return torch.softmax(x, dim=-1) @ repeated(v, q.shape[1])
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape, block: int = BLOCK) -> torch.Tensor:
+    """The same by blocks of queries: (H, T, T) scores never exist at once, forward or backward.
+
+    A block of queries takes the keys up to its last query: the halo that the convolution reaches behind it is cut to 0, as the
+    padding is. Differentiable; blocks are computed again in the backward pass.
+    """
+    queries, keys = q.shape[2], k.shape[2]
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *dape.parameters()))
+    done = []
+    for start in range(0, queries, block):
+        rows, end = q[:, :, start : start + block], keys - queries + min(start + block, queries)
+        part = (rows, k[:, :, :end], v[:, :, :end], dape)
+        done.append(checkpoint(reference, *part, use_reentrant=False) if learns else reference(*part))
+    return torch.cat(done, dim=2)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _positions(queries: int, keys: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(keys - queries, keys, device=device), torch.arange(keys, device=device)
