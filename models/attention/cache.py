@@ -15,6 +15,8 @@ import torch
 from ..errors import ConfigError
 from .pattern import Pattern
 
+_LEAST_ROOM = 64
+
 
 @dataclass(frozen=True)
 class StreamingBudget:
@@ -91,41 +93,85 @@ class StreamingCache:
 class GrowingCache:
     """Of one layer and one sequence, with positions that never change: keys are kept as the layer made them, rotated.
 
-    Everything in it is seen by the next query.
-
-    Attributes:
-        k, v: (HK, N, D), in order of the sequence.
-        seen: entries of the sequence so far.
+    After an `append` the query of the last entry sees everything in it.
     """
 
     def __init__(self, pattern: Pattern) -> None:
         self._pattern = pattern
-        self.k = self.v = torch.empty(0)
-        self._keep = torch.empty(0, dtype=torch.bool)  # (N,) for good: initial entries and separators
-        self.seen = 0
+        self._k = self._v = torch.empty(0)  # (HK, room, D)
+        self._keep = torch.empty(0, dtype=torch.bool)  # (room,) for good: initial entries and separators
+        self._held = 0
+        self._seen = 0  # entries of the sequence so far
 
     def __len__(self) -> int:
-        return len(self._keep)
+        return self._held
+
+    @property
+    def k(self) -> torch.Tensor:
+        """(HK, N, D), in order of the sequence."""
+        return self._k[:, : self._held]
+
+    @property
+    def v(self) -> torch.Tensor:
+        return self._v[:, : self._held]
+
+    def with_new(
+        self, k: torch.Tensor, v: torch.Tensor, separators: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Keys and values (HK, N + new, D) that new queries choose from, and (1, N + new) bool which of them are kept for good.
+
+        What is held beside those is the newest of the sequence, without gaps: a window over these rows is one over the sequence.
+        """
+        if self._pattern.neighbours is None:
+            kept = None
+        else:
+            kept = torch.cat((self._keep[: self._held], self._kept(k.shape[1], separators)))[None]
+        if not self._held:
+            return k, v, kept
+        return torch.cat((self.k, k), dim=1), torch.cat((self.v, v), dim=1), kept
 
     def append(self, k: torch.Tensor, v: torch.Tensor, separators: torch.Tensor | None = None) -> None:
-        """Entries (HK, N, D), and (N,) bool whether they are separators; drops what no later query sees.
+        """Entries (HK, new, D), and (new,) bool whether they are separators; drops what no later query sees.
 
         The newest `neighbours` stay: the query of the last entry sees them all.
         """
         count = k.shape[1]
-        keep = torch.arange(self.seen, self.seen + count) < self._pattern.initial
-        if separators is not None:
-            keep = keep | separators.cpu()
-        self.seen += count
-        self._keep = torch.cat((self._keep, keep))
-        empty = self.k.numel() == 0
-        self.k, self.v = (new if empty else torch.cat((old, new), dim=1) for old, new in ((self.k, k), (self.v, v)))
-        neighbours = self._pattern.neighbours
-        if neighbours is None or len(self) <= neighbours:
+        keep = self._kept(count, separators)
+        self._make_room(k, count)
+        end = self._held + count
+        self._k[:, self._held : end], self._v[:, self._held : end], self._keep[self._held : end] = k, v, keep
+        self._held, self._seen = end, self._seen + count
+        if self._pattern.neighbours is not None:
+            self._drop(self._pattern.neighbours)
+
+    def _kept(self, count: int, separators: torch.Tensor | None) -> torch.Tensor:
+        keep = torch.arange(self._seen, self._seen + count) < self._pattern.initial
+        return keep if separators is None else keep | separators
+
+    def _make_room(self, like: torch.Tensor, count: int) -> None:
+        room = self._keep.shape[0]
+        if self._held + count <= room:
             return
-        stay = self._keep.clone()
-        stay[len(self) - neighbours :] = True
-        if not stay.all():
-            rows = stay.nonzero()[:, 0]
-            self._keep = self._keep[rows]
-            self.k, self.v = (x.index_select(1, rows.to(x.device)) for x in (self.k, self.v))
+        room = max(2 * room, self._held + count, _LEAST_ROOM)
+        for name in ("_k", "_v"):
+            wider = like.new_empty(like.shape[0], room, like.shape[2])
+            if self._held:
+                wider[:, : self._held] = getattr(self, name)[:, : self._held]
+            setattr(self, name, wider)
+        self._keep = torch.cat((self._keep[: self._held], torch.zeros(room - self._held, dtype=torch.bool)))
+
+    def _drop(self, neighbours: int) -> None:
+        past = self._held - neighbours
+        if past <= 0:
+            return
+        stay = self._keep[:past].nonzero()[:, 0]
+        gone = past - len(stay)
+        if not gone:
+            return
+        # Everything moves up; one entry at a time that is the window, as small as it was chosen to be.
+        first = int((~self._keep[:past]).nonzero()[0])
+        rows = torch.cat((stay[stay >= first], torch.arange(past, self._held)))
+        for x in (self._k, self._v):
+            x[:, first : first + len(rows)] = x[:, rows]
+        self._keep[first : first + len(rows)] = self._keep[rows]
+        self._held -= gone

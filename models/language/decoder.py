@@ -1,0 +1,186 @@
+"""A Llama-family decoder: what the next token is, for sequences that grow at their own pace.
+
+Pre-norm blocks of grouped-query attention with rotary positions and a SwiGLU network, as transformers' `LlamaForCausalLM`. A
+sequence's past lives in a `SequenceState`; a step takes one sequence with many new tokens, or many with one each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+from ..attention.api import attend
+from ..attention.cache import GrowingCache
+from ..attention.pattern import Pattern
+from ..errors import InputError
+from .weights import Checkpoint, Read
+
+_ALL = Pattern()
+
+
+@dataclass(frozen=True)
+class _Layer:
+    norm: torch.Tensor  # (dim,)
+    qkv: torch.Tensor  # ((heads + 2 key heads) * head size, dim)
+    out: torch.Tensor  # (dim, heads * head size)
+    ffn_norm: torch.Tensor
+    gate_up: torch.Tensor  # (2 hidden, dim)
+    down: torch.Tensor  # (dim, hidden)
+
+
+@dataclass
+class SequenceState:
+    """The past of one sequence.
+
+    Attributes:
+        caches: of every layer.
+        length: tokens so far.
+    """
+
+    caches: list[GrowingCache] = field(repr=False)
+    length: int = 0
+
+    @property
+    def held(self) -> int:
+        """Key-value entries, over all layers."""
+        return sum(len(cache) for cache in self.caches)
+
+
+class Decoder:
+    """Weights in memory, and one step of them.
+
+    Args:
+        dtype: of weights and activations; logits are float32.
+        pattern: which past tokens a query sees.
+        full_layers: layers that see all of them whatever the pattern.
+        separators: (vocabulary,) bool, for a pattern that keeps them.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype = torch.float32,
+        pattern: Pattern = _ALL,
+        full_layers: Sequence[int] = (),
+        separators: torch.Tensor | None = None,
+    ) -> None:
+        config, read = checkpoint.config, checkpoint.read
+        self.config, self.dtype = config, dtype
+        self._patterns = [_ALL if layer in full_layers else pattern for layer in range(config.layers)]
+        self._separators = separators
+        self._embedding = read("model.embed_tokens.weight").to(dtype)
+        self._layers = [_layer(read, number, dtype) for number in range(config.layers)]
+        self._norm = read("model.norm.weight").to(dtype)
+        self._head = self._embedding if config.tied else read("lm_head.weight").to(dtype)
+        powers = torch.arange(0, config.head_size, 2, dtype=torch.float64) / config.head_size
+        self._frequencies = (config.rope_base**-powers).to(torch.float32)
+
+    def begin(self) -> SequenceState:
+        return SequenceState([GrowingCache(pattern) for pattern in self._patterns])
+
+    @torch.inference_mode()
+    def prefill(self, state: SequenceState, tokens: Sequence[int] | torch.Tensor, every: bool = False) -> torch.Tensor:
+        """Appends tokens to a sequence.
+
+        Returns:
+            float32 logits of what follows the last token, (vocabulary,); with `every`, of what follows each, (T, vocabulary).
+
+        Raises:
+            InputError: no token, or one that is not in the vocabulary.
+        """
+        tokens = self._checked(tokens)
+        positions = torch.arange(state.length, state.length + len(tokens))
+        separators = None if self._separators is None else self._separators[tokens]
+        cos, sin = self._rotation(positions)
+        x = self._embedding[tokens]  # (T, dim)
+        for layer, cache, pattern in zip(self._layers, state.caches, self._patterns, strict=True):
+            q, k, v = self._projected(layer, x)  # (heads, T, D)
+            q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
+            keys, values, kept = cache.with_new(k, v, separators)
+            attended = attend(q[None], keys[None], values[None], Pattern(0, pattern.neighbours), separators=kept)[0]
+            cache.append(k, v, separators)
+            x = self._finished(layer, x, attended)
+        state.length += len(tokens)
+        return self._logits(x if every else x[-1])
+
+    @torch.inference_mode()
+    def step(self, states: Sequence[SequenceState], tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """Appends one token to each of B sequences of any lengths; returns float32 logits (B, vocabulary)."""
+        tokens = self._checked(tokens)
+        cos, sin = self._rotation(torch.tensor([state.length for state in states]))  # (B, D)
+        separators = None if self._separators is None else self._separators[tokens]
+        x = self._embedding[tokens]  # (B, dim)
+        for number, layer in enumerate(self._layers):
+            q, k, v = self._projected(layer, x)  # (heads, B, D)
+            q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
+            attended = torch.empty_like(q)
+            for i, state in enumerate(states):
+                cache = state.caches[number]
+                cache.append(k[:, i : i + 1], v[:, i : i + 1], None if separators is None else separators[i : i + 1])
+                # A group's heads are rows of queries of one head of keys: one small product each, and nothing is repeated.
+                rows = q[:, i].view(cache.k.shape[0], -1, self.config.head_size)  # (HK, G, D)
+                attended[:, i] = scaled_dot_product_attention(rows, cache.k, cache.v).reshape(-1, self.config.head_size)
+            x = self._finished(layer, x, attended)
+        for state in states:
+            state.length += 1
+        return self._logits(x)
+
+    def _checked(self, tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        tokens = torch.as_tensor(tokens, dtype=torch.long)
+        if not len(tokens):
+            raise InputError("there is no token; an empty prompt has no next word")
+        if tokens.min() < 0 or tokens.max() >= self.config.vocabulary:
+            raise InputError(
+                f"tokens are numbers below {self.config.vocabulary}, got {int(tokens.max())}; another tokenizer?"
+            )
+        return tokens
+
+    def _projected(self, layer: _Layer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        config = self.config
+        whole = linear(_normed(x, layer.norm, config.norm_epsilon), layer.qkv)
+        heads = whole.view(len(x), -1, config.head_size).transpose(0, 1)  # (heads + 2 key heads, T, D)
+        q, k, v = heads.split((config.heads, config.key_heads, config.key_heads))
+        return q, k, v
+
+    def _finished(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        x = x + linear(attended.transpose(0, 1).reshape(len(x), -1), layer.out)
+        gate, up = linear(_normed(x, layer.ffn_norm, self.config.norm_epsilon), layer.gate_up).chunk(2, dim=-1)
+        return x + linear(silu(gate) * up, layer.down)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(_normed(x, self._norm, self.config.norm_epsilon), self._head).to(torch.float32)
+
+    def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, D) each."""
+        angles = positions.to(torch.float32)[:, None] * self._frequencies[None, :]
+        whole = torch.cat((angles, angles), dim=-1)
+        return whole.cos().to(self.dtype), whole.sin().to(self.dtype)
+
+
+def _layer(read: Read, number: int, dtype: torch.dtype) -> _Layer:
+    def of(*parts: str) -> torch.Tensor:
+        return torch.cat([read(f"model.layers.{number}.{part}.weight") for part in parts]).to(dtype)
+
+    return _Layer(
+        of("input_layernorm"),
+        of("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        of("self_attn.o_proj"),
+        of("post_attention_layernorm"),
+        of("mlp.gate_proj", "mlp.up_proj"),
+        of("mlp.down_proj"),
+    )
+
+
+def _normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Root-mean-square norm, computed in float32."""
+    wide = x.to(torch.float32)
+    return weight * (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """(heads, T, D) with the halves of every head rotated by (T, D) angles."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
