@@ -270,12 +270,13 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
 
 def interval(values: np.ndarray, over: np.ndarray | None = None) -> list[float]:
     """95 % bootstrap interval of the mean of (seeds, M) values, over seeds and images; with `over`, of the ratio of the two
-    means, drawn together."""
+    means, drawn together, without draws in which `over` is 0 throughout."""
     rng, (seeds, images) = np.random.default_rng(0), values.shape
     drawn = []
     for _ in range(_RESAMPLES):
         weights = np.bincount(rng.integers(images, size=images), minlength=images)
         rows = rng.integers(seeds, size=seeds)
-        total = values[rows].mean(axis=0) @ weights
-        drawn.append(total / (images if over is None else over[rows].mean(axis=0) @ weights))
+        beside = images if over is None else over[rows].mean(axis=0) @ weights
+        if beside:
+            drawn.append(values[rows].mean(axis=0) @ weights / beside)
     return [round(float(bound), 4) for bound in np.quantile(drawn, (0.025, 0.975))]

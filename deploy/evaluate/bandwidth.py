@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ..timeline import ROUTES
 from . import contest
@@ -227,9 +228,12 @@ def _drawn(rows: list[Data], window_s: float) -> Callable[[Figure], None]:
             ax.set_ylabel(label, fontsize=8)
             if name == "bandwidth_mbps":
                 ax.set_yscale("log")  # the first answers may come so fast that hardly anything holds the estimate down
+                ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                ax.yaxis.set_minor_formatter(NullFormatter())
             else:
                 ax.set_ylim(bottom=0)
         axes[-1].set_xlabel("time (s)")
+        figure.align_ylabels(axes)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
 
     return draw

@@ -77,7 +77,7 @@ def show(data: Data) -> Shown:
             )
             for row in data["rows"]
         ],
-        f"{data['device']}; {data['source']}. Preprocessing and student, one 64-pixel frame at a time.",
+        f"{data['device']}; {data['source']}. Preprocessing and student, one frame at a time.",
     )
     chosen = Table(
         ("limit, ms (95th percentile)", "chosen"),
