@@ -194,6 +194,24 @@ def attention(
     _measured(lambda: bench_attention(counts, repeats, Console()), json_file)
 
 
+def language(
+    weights: Annotated[
+        Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Interleaved; the median counts.", min=1)] = 5,
+    json_file: JsonFile = None,
+) -> None:
+    """The language model beside transformers' on the same weights: prefill, decoding, loading, memory."""
+    from ..weights import found_weights
+
+    path = found_weights("smollm2") if weights is None else weights
+    with extra("cloud"):
+        from rich.console import Console
+
+        from ..bench.language import bench_language
+    _measured(lambda: bench_language(path, repeats, Console()), json_file)
+
+
 def _counts(name: str, text: str, least: int) -> tuple[int, ...]:
     """Ascending numbers from a flag's comma-separated text."""
     try:

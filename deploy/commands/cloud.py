@@ -63,10 +63,12 @@ def cloud(
 
 
 def kernels() -> None:
-    """Builds the language model's attention kernels for this processor, ahead of their first use, with its C++ compiler."""
+    """Builds the language model's kernels for this processor, ahead of their first use, with its C++ compiler."""
     with extra("cloud"):
-        from ...models.attention import native
-    typer.echo(native.library()._name)
+        from ...models.attention import cpu
+        from ...models.language import quantised
+    for library in (cpu.library(), quantised.library()):
+        typer.echo(library._name)
 
 
 def get_weights(name: Annotated[str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, 4 bits, 98 MB.")]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import ConfigError, EdgeFMError
-from . import native, reference
+from . import cpu, reference
 from .pattern import Form, Pattern
 
 _LOG = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def attend(
         )
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if choice.name == "c++":
-        return native.attend(q, k, v, pattern, form, separators, visible, scale)
+        return cpu.attend(q, k, v, pattern, form, separators, visible, scale)
     if choice.name == "triton":
         from . import gpu  # Triton comes with PyTorch's builds for GPUs alone
 
@@ -84,7 +84,7 @@ def choose(
     if form == "softmax" and everything and visible is None and queries == keys:
         return Choice("sdpa", "PyTorch's kernel does causal softmax")
     if q.device.type == "cpu":
-        why = native.fits(q) or _native_missing()
+        why = cpu.fits(q) or _native_missing()
         return Choice("reference", why) if why else Choice("c++", "fused, in float32")
     if q.device.type == "cuda":
         why = _triton_unfit(q)
@@ -95,7 +95,7 @@ def choose(
 @functools.cache
 def _native_missing() -> str | None:
     try:
-        native.library()
+        cpu.library()
     except EdgeFMError as error:
         return str(error)
     return None

@@ -6,8 +6,9 @@ sequence's past lives in a `SequenceState`; a step takes one sequence with many 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
@@ -16,19 +17,41 @@ from ..attention.api import attend
 from ..attention.cache import GrowingCache
 from ..attention.pattern import Pattern
 from ..errors import InputError
-from .weights import Checkpoint, Read
+from .quantised import Blocks, joined, quantised
+from .weights import Checkpoint
 
 _ALL = Pattern()
+
+
+Precision = Literal["float32", "bfloat16", "quantised"]
+"""Of weights and activations; `quantised`: weights stay in blocks of few bits, activations are float32."""
+
+Matrix = Callable[[torch.Tensor], torch.Tensor]
+"""(rows, in) -> (rows, out)"""
+
+
+@dataclass(frozen=True)
+class _Dense:
+    weight: torch.Tensor  # (out, in)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight)
+
+    def rows(self, rows: torch.Tensor) -> _Dense:
+        return _Dense(self.weight[rows])
+
+    def dense(self) -> torch.Tensor:
+        return self.weight
 
 
 @dataclass(frozen=True)
 class _Layer:
     norm: torch.Tensor  # (dim,)
-    qkv: torch.Tensor  # ((heads + 2 key heads) * head size, dim)
-    out: torch.Tensor  # (dim, heads * head size)
+    qkv: Matrix  # to (heads + 2 key heads) * head size
+    out: Matrix
     ffn_norm: torch.Tensor
-    gate_up: torch.Tensor  # (2 hidden, dim)
-    down: torch.Tensor  # (dim, hidden)
+    gate_up: Matrix  # to 2 hidden
+    down: Matrix
 
 
 @dataclass
@@ -53,7 +76,7 @@ class Decoder:
     """Weights in memory, and one step of them.
 
     Args:
-        dtype: of weights and activations; logits are float32.
+        precision: logits are float32 whatever it is.
         pattern: which past tokens a query sees.
         full_layers: layers that see all of them whatever the pattern.
         separators: (vocabulary,) bool, for a pattern that keeps them.
@@ -62,19 +85,19 @@ class Decoder:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        dtype: torch.dtype = torch.float32,
+        precision: Precision = "float32",
         pattern: Pattern = _ALL,
         full_layers: Sequence[int] = (),
         separators: torch.Tensor | None = None,
     ) -> None:
-        config, read = checkpoint.config, checkpoint.read
-        self.config, self.dtype = config, dtype
+        config = checkpoint.config
+        self.config, self.dtype = config, _dtype(precision)
         self._patterns = [_ALL if layer in full_layers else pattern for layer in range(config.layers)]
         self._separators = separators
-        self._embedding = read("model.embed_tokens.weight").to(dtype)
-        self._layers = [_layer(read, number, dtype) for number in range(config.layers)]
-        self._norm = read("model.norm.weight").to(dtype)
-        self._head = self._embedding if config.tied else read("lm_head.weight").to(dtype)
+        self._embedding = _matrix(checkpoint, ("model.embed_tokens",), precision)
+        self._layers = [_layer(checkpoint, f"model.layers.{number}", precision) for number in range(config.layers)]
+        self._norm = checkpoint.read("model.norm.weight").to(self.dtype)
+        self._head = self._embedding if config.tied else _matrix(checkpoint, ("lm_head",), precision)
         powers = torch.arange(0, config.head_size, 2, dtype=torch.float64) / config.head_size
         self._frequencies = (config.rope_base**-powers).to(torch.float32)
 
@@ -95,7 +118,7 @@ class Decoder:
         positions = torch.arange(state.length, state.length + len(tokens))
         separators = None if self._separators is None else self._separators[tokens]
         cos, sin = self._rotation(positions)
-        x = self._embedding[tokens]  # (T, dim)
+        x = self._embedding.rows(tokens).dense()  # (T, dim)
         for layer, cache, pattern in zip(self._layers, state.caches, self._patterns, strict=True):
             q, k, v = self._projected(layer, x)  # (heads, T, D)
             q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
@@ -104,7 +127,8 @@ class Decoder:
             cache.append(k, v, separators)
             x = self._finished(layer, x, attended)
         state.length += len(tokens)
-        return self._logits(x if every else x[-1])
+        found = self._logits(x if every else x[-1:])
+        return found if every else found[0]
 
     @torch.inference_mode()
     def step(self, states: Sequence[SequenceState], tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
@@ -112,7 +136,7 @@ class Decoder:
         tokens = self._checked(tokens)
         cos, sin = self._rotation(torch.tensor([state.length for state in states]))  # (B, D)
         separators = None if self._separators is None else self._separators[tokens]
-        x = self._embedding[tokens]  # (B, dim)
+        x = self._embedding.rows(tokens).dense()  # (B, dim)
         for number, layer in enumerate(self._layers):
             q, k, v = self._projected(layer, x)  # (heads, B, D)
             q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
@@ -140,18 +164,18 @@ class Decoder:
 
     def _projected(self, layer: _Layer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         config = self.config
-        whole = linear(_normed(x, layer.norm, config.norm_epsilon), layer.qkv)
+        whole = layer.qkv(_normed(x, layer.norm, config.norm_epsilon))
         heads = whole.view(len(x), -1, config.head_size).transpose(0, 1)  # (heads + 2 key heads, T, D)
         q, k, v = heads.split((config.heads, config.key_heads, config.key_heads))
         return q, k, v
 
     def _finished(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        x = x + linear(attended.transpose(0, 1).reshape(len(x), -1), layer.out)
-        gate, up = linear(_normed(x, layer.ffn_norm, self.config.norm_epsilon), layer.gate_up).chunk(2, dim=-1)
-        return x + linear(silu(gate) * up, layer.down)
+        x = x + layer.out(attended.transpose(0, 1).reshape(len(x), -1))
+        gate, up = layer.gate_up(_normed(x, layer.ffn_norm, self.config.norm_epsilon)).chunk(2, dim=-1)
+        return x + layer.down(silu(gate) * up)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(_normed(x, self._norm, self.config.norm_epsilon), self._head).to(torch.float32)
+        return self._head(_normed(x, self._norm, self.config.norm_epsilon)).to(torch.float32)
 
     def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(T, D) each."""
@@ -160,18 +184,34 @@ class Decoder:
         return whole.cos().to(self.dtype), whole.sin().to(self.dtype)
 
 
-def _layer(read: Read, number: int, dtype: torch.dtype) -> _Layer:
-    def of(*parts: str) -> torch.Tensor:
-        return torch.cat([read(f"model.layers.{number}.{part}.weight") for part in parts]).to(dtype)
+def _layer(checkpoint: Checkpoint, name: str, precision: Precision) -> _Layer:
+    def norm(part: str) -> torch.Tensor:
+        return checkpoint.read(f"{name}.{part}.weight").to(_dtype(precision))
+
+    def matrix(*parts: str) -> Matrix:
+        return _matrix(checkpoint, [f"{name}.{part}" for part in parts], precision)
 
     return _Layer(
-        of("input_layernorm"),
-        of("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        of("self_attn.o_proj"),
-        of("post_attention_layernorm"),
-        of("mlp.gate_proj", "mlp.up_proj"),
-        of("mlp.down_proj"),
+        norm("input_layernorm"),
+        matrix("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        matrix("self_attn.o_proj"),
+        norm("post_attention_layernorm"),
+        matrix("mlp.gate_proj", "mlp.up_proj"),
+        matrix("mlp.down_proj"),
     )
+
+
+def _matrix(checkpoint: Checkpoint, parts: Sequence[str], precision: Precision) -> _Dense | Blocks:
+    """Matrices one under another."""
+    names = [f"{part}.weight" for part in parts]
+    if precision == "quantised":
+        found = joined([checkpoint.blocks(name) for name in names])
+        return found or quantised(torch.cat([checkpoint.read(name) for name in names]))
+    return _Dense(torch.cat([checkpoint.read(name).to(_dtype(precision)) for name in names]))
+
+
+def _dtype(precision: Precision) -> torch.dtype:
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def _normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -18,6 +18,7 @@ import torch
 
 from ..errors import ModelError
 from .config import DecoderConfig
+from .quantised import Blocks, from_gguf, quantised
 
 Read = Callable[[str], torch.Tensor]
 
@@ -42,12 +43,14 @@ class Checkpoint:
     Attributes:
         metadata: of a GGUF file, with its tokenizer; empty for a directory.
         read: a tensor by transformers' name, float32.
+        blocks: a matrix by transformers' name, in the file's own few bits where these are known here, else in 8.
     """
 
     path: Path
     config: DecoderConfig
     metadata: Mapping[str, Any]
     read: Read
+    blocks: Callable[[str], Blocks]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -82,7 +85,7 @@ def _open_directory(path: Path) -> Checkpoint:
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{where[name]} is damaged: {error}; fetch it again") from error
 
-    return Checkpoint(path, config, {}, read)
+    return Checkpoint(path, config, {}, read, lambda name: quantised(read(name)))
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -98,15 +101,24 @@ def _open_gguf(path: Path) -> Checkpoint:
     _complete(config, tensors, path)
 
     def read(name: str) -> torch.Tensor:
-        tensor = tensors[name]
-        values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        values = torch.from_numpy(np.array(dequantize(tensors[name].data, tensors[name].tensor_type), dtype=np.float32))
+        return values if (rows := halves(name)) is None else values[rows]
+
+    def blocks(name: str) -> Blocks:
+        found, rows = from_gguf(tensors[name].data, tensors[name].tensor_type.name), halves(name)
+        if found is None:
+            return quantised(read(name))
+        return found if rows is None else found.rows(rows)
+
+    def halves(name: str) -> torch.Tensor | None:
+        """Rows in transformers' order: GGUF has a head's rotary pairs side by side, transformers has them in two halves."""
         heads = {"q_proj": config.heads, "k_proj": config.key_heads}.get(name.split(".")[-2])
         if heads is None:
-            return values
-        pairs = values.view(heads, config.head_size // 2, 2, -1)  # rotary pairs side by side; transformers has halves
-        return pairs.transpose(1, 2).reshape(values.shape).contiguous()
+            return None
+        rows = torch.arange(heads * config.head_size)
+        return rows.view(heads, config.head_size // 2, 2).transpose(1, 2).reshape(-1)
 
-    return Checkpoint(path, config, fields, read)
+    return Checkpoint(path, config, fields, read, blocks)
 
 
 def _transformers_name(name: str) -> str:

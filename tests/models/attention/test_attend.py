@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from edgefm.models.attention import api, native, reference
+from edgefm.models.attention import api, cpu, reference
 from edgefm.models.attention.api import attend, choose
 from edgefm.models.attention.pattern import Form, Pattern
 from edgefm.models.errors import ConfigError, KernelError
@@ -19,7 +19,7 @@ SHAPES = ((2, 4, 2, 70, 70, 32), (1, 3, 3, 1, 5, 16), (1, 2, 1, 130, 200, 64), (
 @pytest.fixture(scope="module", autouse=True)
 def _compiler():
     try:
-        native.library()
+        cpu.library()
     except KernelError as error:
         pytest.skip(str(error))
 
@@ -49,7 +49,7 @@ def test_the_kernels_compute_the_equations_and_their_gradients(shape, pattern, f
     expected_grads = torch.autograd.grad(expected, exact, grad)
 
     single = [x.detach().float().requires_grad_() for x in exact]
-    found = native.attend(*single, pattern, form, separators, visible, shape[-1] ** -0.5)
+    found = cpu.attend(*single, pattern, form, separators, visible, shape[-1] ** -0.5)
     grads = torch.autograd.grad(found, single, grad.float())
 
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-4)
@@ -72,11 +72,11 @@ def test_the_reference_s_gradients_are_those_of_its_values(pattern: Pattern, for
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_a_future_token_changes_nothing_bit_for_bit(pattern: Pattern, form: Form):
     q, k, v, separators, _ = made((1, 4, 2, 150, 150, 32), torch.float32)
-    before = native.attend(q, k, v, pattern, form, separators, None, 0.2)
+    before = cpu.attend(q, k, v, pattern, form, separators, None, 0.2)
     for x in (q, k, v):
         x[:, :, 100:] = torch.randn_like(x[:, :, 100:]) * 9
     separators[:, 100:] = ~separators[:, 100:]
-    after = native.attend(q, k, v, pattern, form, separators, None, 0.2)
+    after = cpu.attend(q, k, v, pattern, form, separators, None, 0.2)
     assert torch.equal(before[:, :, :100], after[:, :, :100])
     assert not torch.equal(before[:, :, 100:], after[:, :, 100:])
 
@@ -99,7 +99,7 @@ def test_a_query_that_sees_nothing_gets_nothing(form: Form):
     visible = torch.tensor([[False, False, True, True, True]])
     q.requires_grad_()
     for found in (
-        native.attend(q, k, v, Pattern(), form, None, visible, 0.25),
+        cpu.attend(q, k, v, Pattern(), form, None, visible, 0.25),
         reference.attend(q, k, v, Pattern(), form, None, visible),
     ):
         assert torch.equal(found[:, :, :2], torch.zeros(1, 2, 2, 16))
@@ -132,7 +132,7 @@ def test_rows_of_one_sign_and_the_first_row(form: Form, sign: float):
     """The first row sees itself alone; where its score is negative the normalised form leaves nothing of it."""
     q = sign * torch.ones(1, 1, 40, 16)
     k, v = torch.rand(1, 1, 40, 16, generator=torch.Generator().manual_seed(0)) + 0.1, torch.ones(1, 1, 40, 16)
-    found = native.attend(q, k, v, Pattern(), form, None, None, 0.25)
+    found = cpu.attend(q, k, v, Pattern(), form, None, None, 0.25)
     torch.testing.assert_close(found, reference.attend(q, k, v, Pattern(), form), atol=1e-5, rtol=1e-5)
     first = {"softmax": 1.0, "sa": float(q[0, 0, 0] @ k[0, 0, 0] * 0.25), "sa_normalised": float(sign > 0)}[form]
     assert found[0, 0, 0, 0].item() == pytest.approx(first, abs=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_sampling_repeats_for_its_seed_and_top_p_cuts_the_tail(decoder: Decoder)
 
 
 def test_bf16_is_close_to_float32(folder: Path, decoder: Decoder):
-    half = Decoder(open_checkpoint(folder), torch.bfloat16)
+    half = Decoder(open_checkpoint(folder), "bfloat16")
     prompt = tokens(40)
     found, expected = (
         half.prefill(half.begin(), prompt, every=True),
@@ -95,6 +96,23 @@ def test_bf16_is_close_to_float32(folder: Path, decoder: Decoder):
     )
     assert found.dtype == torch.float32
     assert float((found - expected).abs().mean() / expected.abs().mean()) < 0.05
+
+
+def test_weights_of_8_bits_compute_what_they_stand_for(folder: Path, decoder: Decoder):
+    checkpoint = open_checkpoint(folder)
+
+    def unpacked(name: str) -> torch.Tensor:
+        return checkpoint.read(name) if "norm" in name else checkpoint.blocks(name).dense()
+
+    few, same = Decoder(checkpoint, "quantised"), Decoder(replace(checkpoint, read=unpacked))
+    prompt = tokens(40)
+    found, expected = (some.prefill(some.begin(), prompt, every=True) for some in (few, same))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    state = few.begin()
+    steps = [few.prefill(state, prompt[:20], every=True), *(few.step([state], [token]) for token in prompt[20:])]
+    torch.testing.assert_close(torch.cat(steps), expected, atol=1e-4, rtol=1e-4)
+    exact = decoder.prefill(decoder.begin(), prompt, every=True)
+    assert float((found - exact).abs().mean() / exact.abs().mean()) < 0.1  # random weights forgive little
 
 
 def test_saved_weights_are_read_as_they_were(folder: Path, decoder: Decoder, tmp_path: Path):

@@ -1,32 +1,16 @@
-"""The C++ kernels for the CPU: built with the machine's own compiler, in seconds, and called through ctypes.
-
-Built once for a processor and kept in the cache, at first use or ahead by `edgefm kernels`. Without a compiler the reference
-runs, and `edgefm.models.attention.attend` says so once.
-"""
+"""The fused kernels for the CPU, of kernels.cpp. Without a compiler the reference runs, and `attend` says so once."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-from importlib.resources import files
-from pathlib import Path
 
 import torch
 
-from ..cache import cache_dir
-from ..errors import KernelError, StoreError, disk_reason
+from ..native import load, pointer
 from .pattern import EPSILON, Form, Pattern
 
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _FORMS: dict[Form, int] = {"softmax": 0, "sa": 1, "sa_normalised": 2}
-_ABI = 1
 _WIDTH = 16
 """Head sizes are multiples of this: of every vector width that the kernels are built for."""
 _EVERYTHING = 2**40
@@ -48,61 +32,8 @@ class _Shape(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Builds the kernels unless they are in the cache, and loads them.
-
-    Raises:
-        KernelError: no compiler, or one that fails; says what to install.
-        StoreError: the cache cannot be written.
-    """
-    source = files("edgefm.models.attention") / "kernels.cpp"
-    text = source.read_bytes()
-    key = hashlib.sha256(text + " ".join((*_FLAGS, *_compiler(), _processor())).encode()).hexdigest()[:16]
-    path = cache_dir() / f"attention-{key}.so"
-    if not path.exists():
-        _build(text, path)
-    try:
-        loaded = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise KernelError(f"cannot load {path}: {error}; delete it and it is built again") from error
-    for name in ("attention_forward", "attention_backward"):
-        getattr(loaded, name).restype = None
-    return loaded
-
-
-def _compiler() -> list[str]:
-    chosen = shlex.split(os.environ.get("CXX", ""))
-    found = chosen or next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
-    if not found:
-        raise KernelError("there is no C++ compiler (c++, g++ or clang++, or $CXX); on Debian: apt install g++")
-    return found
-
-
-def _processor() -> str:
-    """What the compiler's -march=native depends on: a cache may be shared by machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-
-
-def _build(text: bytes, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="edgefm-kernels-", dir=path.parent) as folder:
-            source, built = Path(folder, "kernels.cpp"), Path(folder, "kernels.so")
-            source.write_bytes(text)
-            command = [*_compiler(), *_FLAGS, str(source), "-o", str(built)]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise KernelError(f"cannot run the C++ compiler: {error}") from error
-            if done.returncode:
-                said = "\n".join(done.stderr.strip().splitlines()[:5])
-                raise KernelError(f"the C++ compiler failed ({shlex.join(command)}):\n{said}")
-            built.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {disk_reason(error)}; free space or set EDGEFM_CACHE") from error
+    """Raises KernelError, StoreError: see `edgefm.models.native.load`."""
+    return load("edgefm.models.attention", "kernels.cpp", ("attention_forward", "attention_backward"))
 
 
 def fits(q: torch.Tensor) -> str | None:
@@ -176,7 +107,7 @@ class _Attention(torch.autograd.Function):
         out = torch.empty_like(q32)
         stats = torch.empty(*q32.shape[:3], 5) if learns else None
         plain = torch.empty_like(q32) if learns and form == "sa_normalised" else None
-        library().attention_forward(ctypes.byref(shape), *map(_pointer, (q32, k32, v32, out, stats, plain)))
+        library().attention_forward(ctypes.byref(shape), *map(pointer, (q32, k32, v32, out, stats, plain)))
         if learns:
             ctx.save_for_backward(q32, k32, v32, out, stats, plain)
             ctx.call, ctx.rest, ctx.dtypes = call, (window, form, scale), (q.dtype, k.dtype, v.dtype)
@@ -190,11 +121,7 @@ class _Attention(torch.autograd.Function):
         batch, heads, keys, dim = q.shape[0], q.shape[1], k.shape[2], q.shape[3]
         dq, dk, dv = torch.zeros_like(q), torch.zeros(batch, heads, keys, dim), torch.zeros(batch, heads, keys, dim)
         tensors = (q, k, v, out, stats, plain, grad, dq, dk, dv)
-        library().attention_backward(ctypes.byref(shape), *map(_pointer, tensors))
+        library().attention_backward(ctypes.byref(shape), *map(pointer, tensors))
         dk, dv = (x.view(batch, k.shape[1], -1, keys, dim).sum(dim=2) for x in (dk, dv))
         found = (x.to(dtype) for x, dtype in zip((dq, dk, dv), ctx.dtypes, strict=True))
         return (*found, None, None, None, None, None)
-
-
-def _pointer(x: torch.Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if x is None else x.data_ptr())

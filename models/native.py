@@ -1,0 +1,88 @@
+"""C++ kernels: built with the machine's own compiler, in seconds, kept in the cache, and called through ctypes.
+
+Built once for a processor, at first use or ahead by `edgefm kernels`. They include no header of PyTorch's and depend on none of
+its versions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from .cache import cache_dir
+from .errors import KernelError, StoreError, disk_reason
+
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+
+
+def load(package: str, name: str, functions: Sequence[str]) -> ctypes.CDLL:
+    """Builds a source file of a package unless it is in the cache, and loads it; its functions return nothing.
+
+    Raises:
+        KernelError: no compiler, or one that fails; says what to install.
+        StoreError: the cache cannot be written.
+    """
+    text = (files(package) / name).read_bytes()
+    key = hashlib.sha256(text + " ".join((*_FLAGS, *_compiler(), _processor())).encode()).hexdigest()[:16]
+    path = cache_dir() / f"{Path(name).stem}-{key}.so"
+    if not path.exists():
+        _build(text, path)
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelError(f"cannot load {path}: {error}; delete it and it is built again") from error
+    for function in functions:
+        getattr(loaded, function).restype = None
+    return loaded
+
+
+def pointer(x: torch.Tensor | None) -> ctypes.c_void_p:
+    """Of a contiguous tensor's data; null for None."""
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
+def _compiler() -> list[str]:
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    found = chosen or next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    if not found:
+        raise KernelError("there is no C++ compiler (c++, g++ or clang++, or $CXX); on Debian: apt install g++")
+    return found
+
+
+def _processor() -> str:
+    """What the compiler's -march=native depends on: a cache may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+
+
+def _build(text: bytes, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="edgefm-kernels-", dir=path.parent) as folder:
+            source, built = Path(folder, "kernels.cpp"), Path(folder, "kernels.so")
+            source.write_bytes(text)
+            command = [*_compiler(), *_FLAGS, str(source), "-o", str(built)]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise KernelError(f"cannot run the C++ compiler: {error}") from error
+            if done.returncode:
+                said = "\n".join(done.stderr.strip().splitlines()[:5])
+                raise KernelError(f"the C++ compiler failed ({shlex.join(command)}):\n{said}")
+            built.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {disk_reason(error)}; free space or set EDGEFM_CACHE") from error
