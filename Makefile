@@ -36,6 +36,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	@echo "Installing EdgeFM with everything its tests need (PyTorch among them: several GB, a few minutes) ..."
 	$(INSTALL) -e '.[dev]'
+	$(BIN)/edgefm weights get smollm2
 	@touch $@ $(VENV)/.demo
 
 clean:

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ...models.attention import api, dape, reference
 from ...models.attention.pattern import Form, Pattern
 from ..demo_results import describe_environment
+from .high_water import lowered, risen_mib
 
 HEADS, KEY_HEADS, DIM = 9, 3, 64
 SEPARATORS = 0.155
@@ -32,7 +32,9 @@ SEPLLM, SINKS = Pattern(4, 256), Pattern(4, 256)
 _EAGER_TOKENS = 4096
 """Eager attention holds (H, T, T) scores, several times over."""
 _MEMORY_TOKENS = 4096
-_DAPE_TOKENS = 4096
+_BACKWARD_TOKENS = 4096
+_DAPE_TOKENS = 1024
+"""DAPE's networks take a second a forward pass there."""
 _WARM_TOKENS = 128
 
 Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -110,6 +112,8 @@ def _timed(tokens: int, repeats: int) -> list[dict[str, Any]]:
     rows = []
     for direction in ("forward", "forward and backward"):
         learns = direction != "forward"
+        if learns and tokens > _BACKWARD_TOKENS:
+            continue
         inputs = _inputs(tokens, learns)
         grad = torch.randn(1, HEADS, tokens, DIM, generator=torch.Generator().manual_seed(1))
 
@@ -160,16 +164,9 @@ def _risen(tokens: int, variant: str, name: str) -> float:
     calls(_WARM_TOKENS)[variant][name](*_inputs(_WARM_TOKENS, learns=True))
     call, inputs = calls(tokens)[variant][name], _inputs(tokens, learns=True)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = _status("VmRSS")
+    before = lowered()
     call(*inputs)
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(name: str) -> int:
-    """kB"""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    return risen_mib(before)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:

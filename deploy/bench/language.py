@@ -8,7 +8,6 @@ others run what those bits mean, in float32 or bfloat16.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,8 +22,9 @@ from rich.console import Console
 from ...models.language.decoder import Decoder, Precision
 from ...models.language.weights import Checkpoint, names, open_checkpoint
 from ..demo_results import describe_environment
+from .high_water import lowered, risen_mib
 
-PROMPT, NEW, BATCH = 512, 48, 8
+PROMPT, NEW, BATCH = 512, 32, 4
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Run = Callable[[list[int]], tuple[float, float]]
@@ -176,7 +176,7 @@ def _loaded(weights: Path, system: str, dtype: Precision) -> tuple[float, float]
     """Seconds to a model that has answered one token, and MiB at the peak of the process; imports count in neither."""
     if system == "transformers":
         import transformers.models.llama.modeling_llama  # noqa: F401
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = lowered()
     began = time.perf_counter()
     checkpoint = open_checkpoint(weights)
     if system == "transformers":
@@ -186,4 +186,4 @@ def _loaded(weights: Path, system: str, dtype: Precision) -> tuple[float, float]
         decoder = Decoder(checkpoint, dtype)
         decoder.prefill(decoder.begin(), [1])
     seconds = time.perf_counter() - began
-    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return seconds, risen_mib(before)

@@ -182,7 +182,7 @@ def link(
 
 def attention(
     tokens: Annotated[str, typer.Option(help="Lengths of the sequence.")] = "512,1024,4096,16384",
-    repeats: Annotated[int, typer.Option(help="Interleaved; the median counts.", min=1)] = 5,
+    repeats: Annotated[int, typer.Option(help="Interleaved; the median counts.", min=1)] = 3,
     json_file: JsonFile = None,
 ) -> None:
     """Every variant of attention, fused and eager, beside PyTorch's own: time and memory. A few minutes."""
