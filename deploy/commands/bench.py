@@ -185,7 +185,7 @@ def attention(
     repeats: Annotated[int, typer.Option(help="Interleaved; the median counts.", min=1)] = 3,
     json_file: JsonFile = None,
 ) -> None:
-    """Every variant of attention, fused and eager, beside PyTorch's own: time and memory. A few minutes."""
+    """Every variant of attention, fused and eager, beside PyTorch's own: time and memory. Minutes."""
     with extra("cloud"):
         from rich.console import Console
 

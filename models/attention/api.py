@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -16,6 +17,8 @@ from .pattern import Form, Pattern
 
 _LOG = logging.getLogger(__name__)
 _ALL = Pattern()
+_EVERYTHING = 2**30
+"""A window that no sequence outgrows."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,59 @@ def attend(
             q, k, v, is_causal=q.shape[2] > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if choice.name == "c++":
-        return cpu.attend(q, k, v, pattern, form, separators, visible, scale)
-    if choice.name == "triton":
-        from . import gpu  # Triton comes with PyTorch's builds for GPUs alone
-
-        return gpu.attend(q, k, v, pattern, form, separators, visible, scale)
+    if choice.name == "row":
+        return _row(q, k, v, pattern, form, separators, visible, scale)
+    if choice.name in ("c++", "triton"):
+        return fused(choice.name, q, k, v, pattern, form, separators, visible, scale)
     return reference.attend(q, k, v, pattern, form, separators, visible, scale)
+
+
+def fused(
+    name: Literal["c++", "triton"],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pattern: Pattern,
+    form: Form,
+    separators: torch.Tensor | None,
+    visible: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """`attend` by a kernel of that name, which must serve such tensors; float32 inside."""
+    if name == "c++":
+        kernels = cpu
+    else:
+        from . import gpu as kernels  # Triton comes with PyTorch's builds for GPUs alone
+    kept = pattern.kept(k.shape[2], separators)
+    window = _EVERYTHING if pattern.neighbours is None else pattern.neighbours
+    return kernels.Attention.apply(q, k, v, kept, window, form, visible, scale)  # pyright: ignore[reportReturnType]
+
+
+def _row(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pattern: Pattern,
+    form: Form,
+    separators: torch.Tensor | None,
+    visible: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Of one query: the heads of a group are rows of queries of their head of keys, and no key is repeated."""
+    rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, HK, H / HK, D)
+    if form == "softmax" and visible is None and _sees_all(pattern, k.shape[2]):
+        return scaled_dot_product_attention(rows, k, v, scale=scale).reshape(q.shape)
+    seen = pattern.mask(1, k.shape[2], separators).to(q.device)[:, None]  # (B or 1, 1, 1, TK)
+    if visible is not None:
+        seen = seen & visible[:, None, None, :]
+    wide = torch.promote_types(q.dtype, torch.float32)  # half precision has neither the range nor the digits
+    x = rows.to(wide) @ k.to(wide).mT * scale
+    found = reference.weights(x, seen.expand(x.shape), form) @ v.to(wide)
+    return found.to(q.dtype).reshape(q.shape)
+
+
+def _sees_all(pattern: Pattern, keys: int) -> bool:
+    return pattern.neighbours is None or pattern.neighbours >= keys
 
 
 def choose(
@@ -78,10 +127,9 @@ def choose(
 ) -> Choice:
     """What `attend` would run."""
     queries = q.shape[2]
-    everything = pattern.neighbours is None or pattern.neighbours >= keys
     if queries == 1:
         return Choice("row", "one query has one row of scores: nothing is saved by blocks")
-    if form == "softmax" and everything and visible is None and queries == keys:
+    if form == "softmax" and _sees_all(pattern, keys) and visible is None and queries == keys:
         return Choice("sdpa", "PyTorch's kernel does causal softmax")
     if q.device.type == "cpu":
         why = cpu.fits(q) or _native_missing()

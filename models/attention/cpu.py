@@ -8,12 +8,11 @@ import functools
 import torch
 
 from ..native import load, pointer
-from .pattern import EPSILON, Form, Pattern
+from .pattern import EPSILON, Form
 
 _FORMS: dict[Form, int] = {"softmax": 0, "sa": 1, "sa_normalised": 2}
 _WIDTH = 16
 """Head sizes are multiples of this: of every vector width that the kernels are built for."""
-_EVERYTHING = 2**40
 
 
 class _Shape(ctypes.Structure):
@@ -45,22 +44,6 @@ def fits(q: torch.Tensor) -> str | None:
     if q.shape[-1] % _WIDTH:
         return f"the head size {q.shape[-1]} is no multiple of {_WIDTH}"
     return None
-
-
-def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    pattern: Pattern,
-    form: Form,
-    separators: torch.Tensor | None,
-    visible: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
-    """See `edgefm.models.attention.attend`. Extra memory is O(T D). Computes in float32 whatever the dtype."""
-    kept = pattern.kept(k.shape[2], separators)
-    window = _EVERYTHING if pattern.neighbours is None else pattern.neighbours
-    return _Attention.apply(q, k, v, kept, window, form, visible, scale)  # pyright: ignore[reportReturnType]
 
 
 class _Call:
@@ -97,7 +80,9 @@ class _Call:
         )
 
 
-class _Attention(torch.autograd.Function):
+class Attention(torch.autograd.Function):
+    """`apply(q, k, v, kept, window, form, visible, scale)`, see `edgefm.models.attention.api.fused`. Extra memory is O(T D)."""
+
     @staticmethod
     def forward(ctx, q, k, v, kept, window, form, visible, scale):
         q32, k32, v32 = (x.detach().to(torch.float32).contiguous() for x in (q, k, v))

@@ -16,10 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .pattern import EPSILON, Form, Pattern
+from .pattern import EPSILON, Form
 
 _FORMS: dict[Form, int] = {"softmax": 0, "sa": 1, "sa_normalised": 2}
-_EVERYTHING = 2**30
 BLOCK_Q, BLOCK_K = 64, 64
 
 
@@ -271,22 +270,6 @@ def fits(q: torch.Tensor) -> str | None:
     return None
 
 
-def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    pattern: Pattern,
-    form: Form,
-    separators: torch.Tensor | None,
-    visible: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
-    """See `edgefm.models.attention.attend`. Extra memory is O(T D)."""
-    kept = pattern.kept(k.shape[2], separators)
-    window = _EVERYTHING if pattern.neighbours is None else pattern.neighbours
-    return _Attention.apply(q, k, v, kept, window, form, visible, scale)  # pyright: ignore[reportReturnType]
-
-
 class _Call:
     """The arguments that all kernels of a call share."""
 
@@ -325,7 +308,9 @@ class _Call:
         return (self.q, self.k, self.v, self.kept_k, self.kept_v, self.position, self.count, self.seen)
 
 
-class _Attention(torch.autograd.Function):
+class Attention(torch.autograd.Function):
+    """As that of the CPU."""
+
     @staticmethod
     def forward(ctx, q, k, v, kept, window, form, visible, scale):
         call = _Call(*(x.detach().contiguous() for x in (q, k, v)), kept, visible, window, form, scale)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, silu
 
 from ..attention.api import attend
 from ..attention.cache import GrowingCache
@@ -144,9 +144,7 @@ class Decoder:
             for i, state in enumerate(states):
                 cache = state.caches[number]
                 cache.append(k[:, i : i + 1], v[:, i : i + 1], None if separators is None else separators[i : i + 1])
-                # A group's heads are rows of queries of one head of keys: one small product each, and nothing is repeated.
-                rows = q[:, i].view(cache.k.shape[0], -1, self.config.head_size)  # (HK, G, D)
-                attended[:, i] = scaled_dot_product_attention(rows, cache.k, cache.v).reshape(-1, self.config.head_size)
+                attended[:, i : i + 1] = attend(q[None, :, i : i + 1], cache.k[None], cache.v[None])[0]
             x = self._finished(layer, x, attended)
         for state in states:
             state.length += 1

@@ -53,12 +53,13 @@ def generate(decoder: Decoder, prompt: Sequence[int], ends: frozenset[int], samp
     """Tokens of an answer one by one, without the one that ends it."""
     state, sampler = decoder.begin(), Sampler(sampling)
     logits = decoder.prefill(state, prompt)
-    for _ in range(sampling.most):
+    for left in reversed(range(sampling.most)):
         token = sampler(logits)
         if token in ends:
             return
         yield token
-        logits = decoder.step([state], [token])[0]
+        if left:
+            logits = decoder.step([state], [token])[0]
 
 
 def generate_batch(

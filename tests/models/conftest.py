@@ -30,3 +30,16 @@ def validation(shared_data: Path) -> Callable[[str], tuple[list[Image.Image], np
         return images, np.array(truth)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def kernels() -> None:
+    """The C++ kernels, built; skips where there is no compiler."""
+    from edgefm.models.attention import cpu
+    from edgefm.models.errors import KernelError
+    from edgefm.models.language import quantised
+
+    try:
+        cpu.library(), quantised.library()
+    except KernelError as error:
+        pytest.skip(str(error))

@@ -7,21 +7,15 @@ import logging
 import pytest
 import torch
 from edgefm.models.attention import api, cpu, reference
-from edgefm.models.attention.api import attend, choose
+from edgefm.models.attention.api import attend, choose, fused
 from edgefm.models.attention.pattern import Form, Pattern
-from edgefm.models.errors import ConfigError, KernelError
+from edgefm.models.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 FORMS: tuple[Form, ...] = ("softmax", "sa", "sa_normalised")
 PATTERNS = (Pattern(), Pattern(3, 20), Pattern(0, 7), Pattern(4, 64))
 SHAPES = ((2, 4, 2, 70, 70, 32), (1, 3, 3, 1, 5, 16), (1, 2, 1, 130, 200, 64), (2, 2, 2, 65, 129, 48))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiler():
-    try:
-        cpu.library()
-    except KernelError as error:
-        pytest.skip(str(error))
 
 
 def made(shape, dtype=torch.float64, seed=0):
@@ -49,7 +43,7 @@ def test_the_kernels_compute_the_equations_and_their_gradients(shape, pattern, f
     expected_grads = torch.autograd.grad(expected, exact, grad)
 
     single = [x.detach().float().requires_grad_() for x in exact]
-    found = cpu.attend(*single, pattern, form, separators, visible, shape[-1] ** -0.5)
+    found = fused("c++", *single, pattern, form, separators, visible, shape[-1] ** -0.5)
     grads = torch.autograd.grad(found, single, grad.float())
 
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-4)
@@ -72,11 +66,11 @@ def test_the_reference_s_gradients_are_those_of_its_values(pattern: Pattern, for
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_a_future_token_changes_nothing_bit_for_bit(pattern: Pattern, form: Form):
     q, k, v, separators, _ = made((1, 4, 2, 150, 150, 32), torch.float32)
-    before = cpu.attend(q, k, v, pattern, form, separators, None, 0.2)
+    before = fused("c++", q, k, v, pattern, form, separators, None, 0.2)
     for x in (q, k, v):
         x[:, :, 100:] = torch.randn_like(x[:, :, 100:]) * 9
     separators[:, 100:] = ~separators[:, 100:]
-    after = cpu.attend(q, k, v, pattern, form, separators, None, 0.2)
+    after = fused("c++", q, k, v, pattern, form, separators, None, 0.2)
     assert torch.equal(before[:, :, :100], after[:, :, :100])
     assert not torch.equal(before[:, :, 100:], after[:, :, 100:])
 
@@ -99,7 +93,7 @@ def test_a_query_that_sees_nothing_gets_nothing(form: Form):
     visible = torch.tensor([[False, False, True, True, True]])
     q.requires_grad_()
     for found in (
-        cpu.attend(q, k, v, Pattern(), form, None, visible, 0.25),
+        fused("c++", q, k, v, Pattern(), form, None, visible, 0.25),
         reference.attend(q, k, v, Pattern(), form, None, visible),
     ):
         assert torch.equal(found[:, :, :2], torch.zeros(1, 2, 2, 16))
@@ -132,7 +126,7 @@ def test_rows_of_one_sign_and_the_first_row(form: Form, sign: float):
     """The first row sees itself alone; where its score is negative the normalised form leaves nothing of it."""
     q = sign * torch.ones(1, 1, 40, 16)
     k, v = torch.rand(1, 1, 40, 16, generator=torch.Generator().manual_seed(0)) + 0.1, torch.ones(1, 1, 40, 16)
-    found = cpu.attend(q, k, v, Pattern(), form, None, None, 0.25)
+    found = fused("c++", q, k, v, Pattern(), form, None, None, 0.25)
     torch.testing.assert_close(found, reference.attend(q, k, v, Pattern(), form), atol=1e-5, rtol=1e-5)
     first = {"softmax": 1.0, "sa": float(q[0, 0, 0] @ k[0, 0, 0] * 0.25), "sa_normalised": float(sign > 0)}[form]
     assert found[0, 0, 0, 0].item() == pytest.approx(first, abs=1e-5)
@@ -170,6 +164,29 @@ def test_what_runs_is_chosen_by_shape_and_told_once(caplog: pytest.LogCaptureFix
     told = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert [level for level, _ in told] == ["INFO", "WARNING"]
     assert "implementation=c++ form=sa" in told[0][1] and "float64" in told[1][1]
+
+
+def test_without_a_compiler_the_equations_run_and_say_what_to_install(
+    monkeypatch, tmp_path, caplog: pytest.LogCaptureFixture
+):
+    q, k, v, separators, _ = made((1, 4, 2, 40, 40, 32), torch.float32)
+    expected = attend(q, k, v, Pattern(2, 6), "sa", separators)
+    monkeypatch.setenv("EDGEFM_CACHE", str(tmp_path))
+    for compiler, path, said in (
+        ("", "", "there is no C++ compiler"),
+        ("false", "/usr/bin:/bin", "the C++ compiler failed"),
+    ):
+        monkeypatch.setenv("CXX", compiler)
+        monkeypatch.setenv("PATH", path)
+        for function in (cpu.library, api._native_missing, api._tell):
+            function.cache_clear()
+        with caplog.at_level(logging.WARNING, "edgefm.models.attention"):
+            found = attend(q, k, v, Pattern(2, 6), "sa", separators)
+        assert said in caplog.records[-1].getMessage()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert not list(tmp_path.glob("*.so"))
+    for function in (cpu.library, api._native_missing):
+        function.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ print("compiled")
 COMPARE = """
 import json, sys
 import torch
-from edgefm.models.attention import gpu, reference
+from edgefm.models.attention import reference
+from edgefm.models.attention.api import fused
 from edgefm.models.attention.pattern import Pattern
 
 torch.set_num_threads(1)
@@ -63,7 +64,7 @@ def compare(form, initial, neighbours, shape, masked):
     grads = torch.autograd.grad(expected, exact, grad)
     single = [x.detach().float().to(device).requires_grad_() for x in exact]
     masks = [None if mask is None else mask.to(device) for mask in (separators, visible)]
-    found = gpu.attend(*single, pattern, form, *masks, dim**-0.5)
+    found = fused("triton", *single, pattern, form, *masks, dim**-0.5)
     found_grads = torch.autograd.grad(found, single, grad.float().to(device))
     return [worst(found, expected.detach()), *map(worst, found_grads, grads)]
 

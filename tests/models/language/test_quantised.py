@@ -5,19 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from edgefm.models.errors import KernelError
-from edgefm.models.language import quantised as blocks
 from edgefm.models.language.quantised import from_gguf, joined, quantised
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiler():
-    try:
-        blocks.library()
-    except KernelError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @pytest.fixture
