@@ -23,6 +23,13 @@ BLOCK_Q, BLOCK_K = 64, 64
 
 
 @triton.jit
+def _block(K, V, rows, bound, D: tl.constexpr):
+    """(BK, D) keys and values, 0 where out of bounds."""
+    at = rows[:, None] * D + tl.arange(0, D)[None, :]
+    return tl.load(K + at, mask=bound[:, None], other=0.0), tl.load(V + at, mask=bound[:, None], other=0.0)
+
+
+@triton.jit
 def _block_scores(
     q, k, there, here, bound, visible_ptr, keys, scale, KEPT: tl.constexpr, WINDOW, VISIBLE: tl.constexpr
 ):
@@ -92,11 +99,7 @@ def _forward(
         index = start + tl.arange(0, BK)
         bound = index < count
         there = tl.load(POSITION + batch * kept + index, mask=bound, other=2147483647)
-        at = (key_head * kept + index[:, None]) * D + columns[None, :]
-        k, v = (
-            tl.load(KEPT_K + at, mask=bound[:, None], other=0.0),
-            tl.load(KEPT_V + at, mask=bound[:, None], other=0.0),
-        )
+        k, v = _block(KEPT_K, KEPT_V, key_head * kept + index, bound, D)
         x, seen = _block_scores(q, k, there, here, bound, SEEN + batch * keys, keys, scale, True, window, VISIBLE)
         top, total, summed, weighted, least, at_top, at_least = _accumulate(
             x, seen, v, there, top, total, summed, weighted, least, at_top, at_least, FORM
@@ -106,8 +109,7 @@ def _forward(
     for start in range(begin, tl.minimum(first + BQ, keys), BK):
         there = start + tl.arange(0, BK)
         bound = there < keys
-        at = (key_head * keys + there[:, None]) * D + columns[None, :]
-        k, v = tl.load(K + at, mask=bound[:, None], other=0.0), tl.load(V + at, mask=bound[:, None], other=0.0)
+        k, v = _block(K, V, key_head * keys + there, bound, D)
         x, seen = _block_scores(q, k, there, here, bound, SEEN + batch * keys, keys, scale, False, window, VISIBLE)
         top, total, summed, weighted, least, at_top, at_least = _accumulate(
             x, seen, v, there, top, total, summed, weighted, least, at_top, at_least, FORM
@@ -183,11 +185,7 @@ def _queries_backward(
         index = start + tl.arange(0, BK)
         bound = index < count
         there = tl.load(POSITION + batch * kept + index, mask=bound, other=2147483647)
-        at = (key_head * kept + index[:, None]) * D + columns[None, :]
-        k, v = (
-            tl.load(KEPT_K + at, mask=bound[:, None], other=0.0),
-            tl.load(KEPT_V + at, mask=bound[:, None], other=0.0),
-        )
+        k, v = _block(KEPT_K, KEPT_V, key_head * kept + index, bound, D)
         x, seen = _block_scores(q, k, there, here, bound, SEEN + batch * keys, keys, scale, True, window, VISIBLE)
         dy = tl.dot(grad, tl.trans(v), input_precision="ieee")
         _, dx = _gradients(x, seen, dy, top, per_sum, least, delta, epsilon, FORM)
@@ -197,8 +195,7 @@ def _queries_backward(
     for start in range(begin, tl.minimum(first + BQ, keys), BK):
         there = start + tl.arange(0, BK)
         bound = there < keys
-        at = (key_head * keys + there[:, None]) * D + columns[None, :]
-        k, v = tl.load(K + at, mask=bound[:, None], other=0.0), tl.load(V + at, mask=bound[:, None], other=0.0)
+        k, v = _block(K, V, key_head * keys + there, bound, D)
         x, seen = _block_scores(q, k, there, here, bound, SEEN + batch * keys, keys, scale, False, window, VISIBLE)
         dy = tl.dot(grad, tl.trans(v), input_precision="ieee")
         _, dx = _gradients(x, seen, dy, top, per_sum, least, delta, epsilon, FORM)
