@@ -8,6 +8,7 @@ keys are kept without rotation.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,8 @@ import torch
 from ..errors import ConfigError
 from .pattern import Pattern
 
-_LEAST_ROOM = 64
+BLOCK = 64
+"""Entries: a growing cache takes memory in whole blocks of so many."""
 
 
 @dataclass(frozen=True)
@@ -93,27 +95,40 @@ class StreamingCache:
 class GrowingCache:
     """Of one layer and one sequence, with positions that never change: keys are kept as the layer made them, rotated.
 
-    After an `append` the query of the last entry sees everything in it.
+    After an `append` the query of the last entry sees everything in it. Two runs of memory hold it, what is kept for good and
+    the window behind that, so that an entry is dropped without moving the others; under a pattern with a window a block more
+    than is held makes room for it to move on.
     """
 
     def __init__(self, pattern: Pattern) -> None:
         self._pattern = pattern
         self._k = self._v = torch.empty(0)  # (HK, room, D)
         self._keep = torch.empty(0, dtype=torch.bool)  # (room,) for good: initial entries and separators
-        self._held = 0
+        self._kept = self._start = self._end = 0  # held are [0, kept) and [start, end)
         self._seen = 0  # entries of the sequence so far
 
     def __len__(self) -> int:
-        return self._held
+        return self._kept + self._end - self._start
+
+    @property
+    def blocks(self) -> int:
+        """Of memory, each of `BLOCK` entries."""
+        return self._keep.shape[0] // BLOCK
 
     @property
     def k(self) -> torch.Tensor:
         """(HK, N, D), in order of the sequence."""
-        return self._k[:, : self._held]
+        return self._run(self._k)
 
     @property
     def v(self) -> torch.Tensor:
-        return self._v[:, : self._held]
+        return self._run(self._v)
+
+    def fork(self) -> GrowingCache:
+        """A copy that shares no memory with this one."""
+        found = copy(self)
+        found._k, found._v, found._keep = self._k.clone(), self._v.clone(), self._keep.clone()
+        return found
 
     def with_new(
         self, k: torch.Tensor, v: torch.Tensor, separators: torch.Tensor | None
@@ -125,8 +140,10 @@ class GrowingCache:
         if self._pattern.neighbours is None:
             kept = None
         else:
-            kept = torch.cat((self._keep[: self._held], self._kept(k.shape[1], separators)))[None]
-        if not self._held:
+            window = self._keep[self._start : self._end]
+            first = torch.ones(self._kept, dtype=torch.bool)
+            kept = torch.cat((first, window, self._for_good(k.shape[1], separators)))[None]
+        if not len(self):
             return k, v, kept
         return torch.cat((self.k, k), dim=1), torch.cat((self.v, v), dim=1), kept
 
@@ -136,42 +153,50 @@ class GrowingCache:
         The newest `neighbours` stay: the query of the last entry sees them all.
         """
         count = k.shape[1]
-        keep = self._kept(count, separators)
-        self._make_room(k, count)
-        end = self._held + count
-        self._k[:, self._held : end], self._v[:, self._held : end], self._keep[self._held : end] = k, v, keep
-        self._held, self._seen = end, self._seen + count
-        if self._pattern.neighbours is not None:
-            self._drop(self._pattern.neighbours)
+        keep = self._for_good(count, separators)
+        if self._end + count > self._keep.shape[0]:
+            self._arrange(k, self._room(count))
+        end = self._end + count
+        self._k[:, self._end : end], self._v[:, self._end : end], self._keep[self._end : end] = k, v, keep
+        self._end, self._seen = end, self._seen + count
+        self._drop()
 
-    def _kept(self, count: int, separators: torch.Tensor | None) -> torch.Tensor:
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
+        if self._kept == self._start:
+            return x[:, : self._end]
+        return torch.cat((x[:, : self._kept], x[:, self._start : self._end]), dim=1)
+
+    def _for_good(self, count: int, separators: torch.Tensor | None) -> torch.Tensor:
         keep = torch.arange(self._seen, self._seen + count) < self._pattern.initial
         return keep if separators is None else keep | separators
 
-    def _make_room(self, like: torch.Tensor, count: int) -> None:
-        room = self._keep.shape[0]
-        if self._held + count <= room:
-            return
-        room = max(2 * room, self._held + count, _LEAST_ROOM)
-        for name in ("_k", "_v"):
-            wider = like.new_empty(like.shape[0], room, like.shape[2])
-            if self._held:
-                wider[:, : self._held] = getattr(self, name)[:, : self._held]
-            setattr(self, name, wider)
-        self._keep = torch.cat((self._keep[: self._held], torch.zeros(room - self._held, dtype=torch.bool)))
+    def _room(self, more: int) -> int:
+        """Entries of memory for what is held and more, in whole blocks."""
+        spare = 0 if self._pattern.neighbours is None else BLOCK
+        return -(-(len(self) + max(more, spare)) // BLOCK) * BLOCK
 
-    def _drop(self, neighbours: int) -> None:
-        past = self._held - neighbours
-        if past <= 0:
+    def _arrange(self, like: torch.Tensor, room: int) -> None:
+        """Moves what is held, both runs next to each other, to memory for `room` entries."""
+        held = len(self)
+        keep = torch.zeros(room, dtype=torch.bool)
+        if held:
+            keep[: self._kept], keep[self._kept : held] = True, self._keep[self._start : self._end]
+        for name in ("_k", "_v"):
+            moved = like.new_empty(like.shape[0], room, like.shape[2])
+            if held:
+                moved[:, :held] = self._run(getattr(self, name))
+            setattr(self, name, moved)
+        self._keep, self._start, self._end = keep, self._kept, held
+
+    def _drop(self) -> None:
+        if self._pattern.neighbours is None:
             return
-        stay = self._keep[:past].nonzero()[:, 0]
-        gone = past - len(stay)
-        if not gone:
-            return
-        # Everything moves up; one entry at a time that is the window, as small as it was chosen to be.
-        first = int((~self._keep[:past]).nonzero()[0])
-        rows = torch.cat((stay[stay >= first], torch.arange(past, self._held)))
-        for x in (self._k, self._v):
-            x[:, first : first + len(rows)] = x[:, rows]
-        self._keep[first : first + len(rows)] = self._keep[rows]
-        self._held -= gone
+        past = self._end - self._start - self._pattern.neighbours
+        if past > 0:
+            stay = self._start + self._keep[self._start : self._start + past].nonzero()[:, 0]
+            kept = self._kept + len(stay)
+            for x in (self._k, self._v):
+                x[:, self._kept : kept] = x[:, stay]
+            self._kept, self._start = kept, self._start + past
+        if self._keep.shape[0] > self._room(0):
+            self._arrange(self._k, self._room(0))

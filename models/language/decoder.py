@@ -71,6 +71,10 @@ class SequenceState:
         """Key-value entries, over all layers."""
         return sum(len(cache) for cache in self.caches)
 
+    def fork(self) -> SequenceState:
+        """A copy that is continued independently: a prompt that many share is prefilled once."""
+        return SequenceState([cache.fork() for cache in self.caches], self.length)
+
 
 class Decoder:
     """Weights in memory, and one step of them.

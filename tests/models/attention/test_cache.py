@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from edgefm.models.attention.api import attend
-from edgefm.models.attention.cache import GrowingCache, StreamingBudget, StreamingCache
+from edgefm.models.attention.cache import BLOCK, GrowingCache, StreamingBudget, StreamingCache
 from edgefm.models.attention.pattern import Pattern
 from edgefm.models.errors import ConfigError
 
@@ -84,3 +84,27 @@ def test_decoding_from_the_cache_equals_masked_prefill(pattern: Pattern, form):
     if pattern.neighbours is not None:
         kept = int(separators[0, : 60 - pattern.neighbours].sum()) if pattern.neighbours < 60 else 0
         assert len(cache) <= min(60, kept + pattern.initial + pattern.neighbours)
+
+
+def test_memory_is_whole_blocks_of_what_is_held():
+    whole, window = GrowingCache(Pattern()), GrowingCache(Pattern(2, 10))
+    for number in range(3 * BLOCK + 1):
+        for cache in (whole, window):
+            cache.append(entry(number), entry(-number), torch.tensor([number == 20]))
+        assert whole.blocks == number // BLOCK + 1 and whole._k.shape[1] == whole.blocks * BLOCK
+        assert window.blocks <= 2  # what is held, and a block in which the window moves on
+    assert [int(x) for x in window.k[0, :, 0]] == [0, 1, 20, *range(3 * BLOCK - 9, 3 * BLOCK + 1)]
+    window.append(torch.zeros(1, 9 * BLOCK, 2), torch.zeros(1, 9 * BLOCK, 2))
+    assert len(window) == 13 and window.blocks == 2
+
+
+@pytest.mark.parametrize("pattern", [Pattern(), Pattern(2, 5)], ids=str)
+def test_a_fork_and_what_it_came_from_go_their_own_ways(pattern: Pattern):
+    cache = GrowingCache(pattern)
+    cache.append(torch.ones(1, 8, 2), torch.ones(1, 8, 2))
+    fork = cache.fork()
+    cache.append(entry(2), entry(2))
+    fork.append(entry(3), entry(3))
+    assert len(cache) == len(fork) and int(cache.k[0, -1, 0]) == 2 and int(fork.k[0, -1, 0]) == 3
+    fork.k.zero_()
+    assert cache.k.all()

@@ -62,6 +62,17 @@ def test_sequences_of_any_lengths_step_together_as_each_alone(decoder: Decoder):
     torch.testing.assert_close(decoder.step(states, [11] * len(PROMPTS)), torch.stack(alone), atol=1e-4, rtol=1e-4)
 
 
+def test_a_fork_of_a_shared_prompt_goes_on_as_a_sequence_of_its_own(decoder: Decoder):
+    shared = decoder.begin()
+    decoder.prefill(shared, [4, 5, 6])
+    fork = shared.fork()
+    decoder.step([shared], [7])
+    again = decoder.begin()
+    decoder.prefill(again, [4, 5, 6])
+    assert torch.equal(decoder.step([fork], [8]), decoder.step([again], [8]))
+    assert fork.length == 4 and fork.held == again.held
+
+
 def test_greedy_answers_are_transformers_and_the_same_in_a_batch(theirs, decoder: Decoder):
     ends, most = frozenset({17}), Sampling(most=20)
     found = generate_batch(decoder, PROMPTS, ends, [most] * len(PROMPTS))
