@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,11 +15,9 @@ from ..models.errors import (
     EnvironmentMissingError,
     InputError,
     LabelError,
-    LabelExistsError,
-    LabelMissingError,
     StoreError,
 )
-from ..models.foundation import FoundationModel, build_pool
+from ..models.foundation import FoundationModel
 from ..models.pool import LabelPool, check_labels
 from ..models.students import student_profile
 from ..models.versions import BlobRef, StudentManifest
@@ -27,7 +25,9 @@ from .config import CloudConfig
 from .data_dir import DataDirLock
 from .drift import Observation
 from .drift_watch import DriftWatch
+from .enrichment import Describer, Enrichment
 from .keeper import Keeper
+from .label_pools import BASE, LabelPools
 from .registry import Registry
 from .registry_repair import repair
 from .store import Kept, NewSample, SampleStore
@@ -37,9 +37,6 @@ from .version0 import publish_version0
 T = TypeVar("T")
 log = logging.getLogger("edgefm.cloud.environments")
 
-BASE = "base"
-"""The environment whose labels new environments start from; no device belongs to it."""
-
 
 class Environments:
     """All state of the service that outlives a request. One per process and data_dir; call it from the event loop only.
@@ -48,19 +45,20 @@ class Environments:
     changes of one environment happen in order; samples have another thread (`keeper`).
     """
 
-    def __init__(self, model: FoundationModel, config: CloudConfig) -> None:
+    def __init__(self, model: FoundationModel, config: CloudConfig, describer: Describer | None = None) -> None:
         self.model = model
         self._config = config
         self._lock = DataDirLock(config.data_dir)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="environments")
         self._change = asyncio.Lock()
-        self._pools: dict[str, tuple[LabelPool, BlobRef]] = {}
         self._students: dict[str, StudentManifest] = {}
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._follow_ups: set[asyncio.Task[None]] = set()
 
         store = config.data_dir / "store"
         self.registry = Registry(config.data_dir / "registry")
+        self.pools = LabelPools(model, self.registry, self._in_thread, self._change, self._pool_changed)
+        self.enrichment = Enrichment(self.pools, self.registry, describer)
         self.drift = DriftWatch(config.data_dir / "drift", config.drift)
         self.keeper = Keeper(
             store, config.store_bytes, config.retention_days, lambda name: self.trainer.sample_kept(name)
@@ -83,21 +81,23 @@ class Environments:
                 current = await self._in_thread(self._load, name)
                 if current is not None:
                     await self._run_student(current)
+        self.enrichment.start()
         if not self._config.labels:
             return
-        if BASE not in self._pools:
-            await self._set_pool(BASE, self._config.labels)
-        elif set(check_labels(self._config.labels)) != set(self._pools[BASE][0].labels):
+        if BASE not in self.pools:
+            await self.pools.put(BASE, self._config.labels)
+        elif set(check_labels(self._config.labels)) != set(self.pools.get(BASE)[0].labels):
             log.warning(
                 "event=labels_ignored data_dir=%s stored=%s asked=%s advice=%s",
                 self._config.data_dir,
-                ", ".join(self._pools[BASE][0].labels),
+                ", ".join(self.pools.get(BASE)[0].labels),
                 ", ".join(self._config.labels),
                 "the base pool is on the disk already; change it with 'edgefm labels add' and 'edgefm labels remove'",
             )
 
     async def close(self) -> None:
         await self.trainer.close()
+        await self.enrichment.close()
         for task in self._follow_ups:
             task.cancel()
         await asyncio.gather(*self._follow_ups, return_exceptions=True)
@@ -109,12 +109,7 @@ class Environments:
 
     def pool(self, environment: str) -> tuple[LabelPool, BlobRef]:
         """Raises `EnvironmentMissingError` for an environment that no device has registered."""
-        try:
-            return self._pools[environment]
-        except KeyError:
-            known = ", ".join(sorted(self._pools.keys() - {BASE})) or "none yet"
-            text = f"unknown environment {environment!r}; known: {known}. A device registers it"
-            raise EnvironmentMissingError(text) from None
+        return self.pools.get(environment)
 
     def student(self, environment: str) -> StudentManifest:
         self.pool(environment)
@@ -143,7 +138,7 @@ class Environments:
     @property
     def has_base(self) -> bool:
         """New environments start from some labels."""
-        return BASE in self._pools
+        return BASE in self.pools
 
     # ---- changes
 
@@ -160,12 +155,13 @@ class Environments:
                     raise InputError(
                         f"{environment} runs student {running}, not {profile_name}; its devices share one profile"
                     )
-                return list(self._pools[environment][0].warnings)
-            base = self._pools[BASE][0].labels if BASE in self._pools else ()
-            wanted = (*base, *(label for label in check_labels(labels) if label not in base))
+                return list(self.pool(environment)[0].warnings)
+            base = self.pool(BASE)[0] if BASE in self.pools else None
+            given = base.labels if base else ()
+            wanted = (*given, *(label for label in check_labels(labels) if label not in given))
             if not wanted:
                 raise LabelError(f"{environment} is new and has no labels; register with labels or give the cloud some")
-            pool, _ = await self._set_pool(environment, wanted)
+            pool = await self.pools.put(environment, wanted, base.descriptions if base else {})
             if self.registry.versions(environment):  # only the pool was lost
                 manifest = await self._in_thread(self.registry.current, environment)
             else:
@@ -176,38 +172,31 @@ class Environments:
             log.info("event=registered environment=%s labels=%d student=%s", environment, len(wanted), profile.name)
             return list(pool.warnings)
 
-    async def add_labels(self, environment: str, labels: Sequence[str]) -> LabelPool:
-        """Adds all or none. Raises `LabelError` for one that is there already."""
-        return await self._change_labels(environment, labels, add=True)
+    async def add_labels(self, environment: str, labels: Sequence[str], describe: bool = False) -> LabelPool:
+        """Adds all or none; with `describe`, the language model is asked what they look like and the pool rebuilt later.
+
+        Raises:
+            LabelExistsError: one is there already.
+            NoLanguageModelError: there is none to ask; nothing is added then.
+        """
+        if describe:
+            self.enrichment.require()
+        pool = await self.pools.add(environment, labels)
+        if describe:
+            await self.enrichment.ask(environment, labels)
+        return pool
 
     async def remove_labels(self, environment: str, labels: Sequence[str]) -> LabelPool:
-        """Removes all or none. Raises `LabelError` for one that is not there."""
-        return await self._change_labels(environment, labels, add=False)
+        """Removes all or none. Raises `LabelMissingError` for one that is not there."""
+        pool = await self.pools.remove(environment, labels)
+        await self.enrichment.forget(environment, labels)
+        return pool
 
-    async def _change_labels(self, environment: str, labels: Sequence[str], add: bool) -> LabelPool:
-        name = environment or BASE
-        changed = check_labels(labels)
-        if not changed:
-            raise LabelError("no label given")
-        async with self._change:
-            if name == BASE and BASE not in self._pools:
-                present: tuple[str, ...] = ()
-            else:
-                present = self.pool(name)[0].labels
-            wrong = ", ".join(label for label in changed if (label in present) == add)
-            if wrong and add:
-                raise LabelExistsError(f"already in the pool of {name}: {wrong}")
-            if wrong:
-                raise LabelMissingError(f"not in the pool of {name}: {wrong}")
-            wanted = (*present, *changed) if add else tuple(label for label in present if label not in changed)
-            if not wanted:
-                raise LabelError(f"the pool of {name} would be empty; add another label first")
-            pool, _ = await self._set_pool(name, wanted)
-            if name in self._students:
-                self.drift.begin(name, self._students[name].version, pool.version)
-            self._notify(name)
-            log.info("event=pool_changed environment=%s labels=%d pool=%s", name, len(wanted), pool.version)
-            return pool
+    async def set_descriptions(self, environment: str, descriptions: Mapping[str, Sequence[str]]) -> LabelPool:
+        """By hand, see `LabelPools.describe`; what the language model was asked of these labels is dropped."""
+        pool = await self.pools.describe(environment, descriptions)
+        await self.enrichment.forget(environment, tuple(descriptions))
+        return pool
 
     async def rollback(self, environment: str, version: int | None) -> StudentManifest:
         self.student(environment)
@@ -231,7 +220,7 @@ class Environments:
     def observe(self, environment: str, student_version: int, pool_version: str, observation: Observation) -> None:
         """Takes in a sample that student and FM both answered; an alarm asks for a customization run."""
         student = self._students.get(environment)
-        if student is None or (student.version, self._pools[environment][0].version) != (student_version, pool_version):
+        if student is None or (student.version, self.pool(environment)[0].version) != (student_version, pool_version):
             return
         alarm = self.drift.observe(environment, student_version, pool_version, observation)
         if alarm is not None:
@@ -257,13 +246,18 @@ class Environments:
 
     def _published(self, manifest: StudentManifest) -> None:
         self._students[manifest.environment] = manifest
-        self.drift.begin(manifest.environment, manifest.version, self._pools[manifest.environment][0].version)
+        self.drift.begin(manifest.environment, manifest.version, self.pool(manifest.environment)[0].version)
         self._notify(manifest.environment)
+
+    def _pool_changed(self, environment: str, pool: LabelPool) -> None:
+        if environment in self._students:
+            self.drift.begin(environment, self._students[environment].version, pool.version)
+        self._notify(environment)
 
     async def _run_student(self, manifest: StudentManifest) -> None:
         """Its first student, or the one found on the disk."""
         self._students[manifest.environment] = manifest
-        self.drift.begin(manifest.environment, manifest.version, self._pools[manifest.environment][0].version)
+        self.drift.begin(manifest.environment, manifest.version, self.pool(manifest.environment)[0].version)
         await self.trainer.watch(manifest.environment)
 
     # ---- watching
@@ -289,8 +283,7 @@ class Environments:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
     def _load(self, name: str) -> StudentManifest | None:
-        self._pools[name] = self.registry.pool(name)
-        made_with = self._pools[name][0].foundation_model
+        made_with = self.pools.load(name).foundation_model
         if made_with != self.model.name:
             raise ConfigError(
                 f"{self._config.data_dir} was made with {made_with}, not {self.model.name}; "
@@ -298,12 +291,6 @@ class Environments:
             )
         # A registration that was cut short has left a pool and no version: it is repeated by the next device.
         return self.registry.current(name) if name != BASE and self.registry.versions(name) else None
-
-    async def _set_pool(self, name: str, labels: Sequence[str]) -> tuple[LabelPool, BlobRef]:
-        pool = await self._in_thread(build_pool, self.model, labels)
-        ref = await self._in_thread(self.registry.set_pool, name, pool)
-        self._pools[name] = (pool, ref)
-        return pool, ref
 
 
 def check_propensity(propensity: float) -> None:

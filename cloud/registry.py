@@ -5,6 +5,7 @@ environments/<name>/versions/000003.json    a manifest, written once
 environments/<name>/current                 number of the running version, replaced atomically
 environments/<name>/pool.json               the running pool, replaced atomically
 environments/<name>/schedule.json           when its student learned last, replaced atomically (`trainer`)
+environments/<name>/descriptions.json       labels still to be described, replaced atomically (`enrichment`)
 """
 
 from __future__ import annotations
@@ -160,6 +161,9 @@ class Registry:
 
     def schedule_path(self, environment: str) -> Path:
         return self._folder(environment) / "schedule.json"
+
+    def descriptions_path(self, environment: str) -> Path:
+        return self._folder(environment) / "descriptions.json"
 
     def set_versions_aside(self, environment: str) -> Path:
         """Leaves the environment without versions; returns the folder that has them now."""

@@ -27,6 +27,7 @@ from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
 from .batcher import DynamicBatcher
 from .config import CloudConfig
+from .enrichment import Describer
 from .environments import Environments
 from .health import HealthWatch
 from .malformed import MalformedRequests
@@ -47,8 +48,10 @@ class CloudServer:
         ModelError, StoreError: the FM, the store or the registry cannot be opened.
     """
 
-    def __init__(self, config: CloudConfig) -> None:
+    def __init__(self, config: CloudConfig, describer: Describer | None = None) -> None:
+        """`describer`: writes what labels look like; None: nothing does."""
         self._config = config
+        self._describer = describer
         self._opened = contextlib.AsyncExitStack()
         self.port = 0
         self.metrics_port: int | None = None
@@ -73,7 +76,7 @@ class CloudServer:
         await self._check_port()  # before the FM is loaded
 
         model = await asyncio.get_running_loop().run_in_executor(None, load_foundation_model, config.foundation_model)
-        self.environments = Environments(model, config)
+        self.environments = Environments(model, config, self._describer)
         opened.push_async_callback(self.environments.close)
         await self.environments.start()
 

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator
 
 import grpc
 import grpc.aio
@@ -19,25 +18,23 @@ from ..models.pool import LabelPool
 from ..proto.limits import (
     FETCH_CHUNK_BYTES,
     MAX_IMAGE_BYTES,
-    MAX_LABELS_PER_CALL,
     MAX_NAME_LENGTH,
     MAX_REFUSALS_PER_CALL,
     PROTOCOL_VERSION,
 )
 from ..proto.v1 import edgefm_pb2 as pb
-from ..proto.v1 import edgefm_pb2_grpc as rpc
 from .drift import Observation
-from .environments import BASE, Environments, check_propensity
+from .environments import Environments, check_propensity
 from .health import HealthWatch
+from .label_service import LabelService
 from .metrics import CloudMetrics
 from .recognition import FmBatcher, Query, Recognised
 from .status import environment_status
 from .tasks import TaskSet
 from .uploads import Uploads
-from .wire import Context, abort, new_sample, pool_message, pool_version, query_error, student_message
+from .wire import Context, abort, check_count, new_sample, pool_version, query_error, student_message, translated
 
 log = logging.getLogger("edgefm.cloud.service")
-T = TypeVar("T")
 
 MAX_IN_FLIGHT = 64
 """Unanswered requests of one Recognize stream; past it the stream is read no further (flow control)."""
@@ -50,13 +47,13 @@ _REASON_LENGTH = 1000
 """Characters that are remembered of why a device refused."""
 
 
-class EdgeFMService(rpc.EdgeFMServicer):
+class EdgeFMService(LabelService):
     """See `proto/v1/edgefm.proto` for what each call promises."""
 
     def __init__(
         self, environments: Environments, batcher: FmBatcher, health: HealthWatch, metrics: CloudMetrics
     ) -> None:
-        self._environments = environments
+        super().__init__(environments)
         self._batcher = batcher
         self._health = health
         self._metrics = metrics
@@ -71,10 +68,10 @@ class EdgeFMService(rpc.EdgeFMServicer):
                 f"the device speaks protocol {request.protocol}, the cloud {PROTOCOL_VERSION}: "
                 f"upgrade edgefm on {older}",
             )
-        await _check_count(request.labels, context)
+        await check_count(request.labels, context)
         await _check_device(request.device_id, context)
         register = self._environments.register(request.environment, request.labels, request.student_profile)
-        warnings = await self._translated(register, context)
+        warnings = await translated(register, context)
         pool, ref = self._environments.pool(request.environment)
         log.info("event=device device=%s environment=%s", request.device_id, request.environment)
         return pb.RegisterResponse(
@@ -210,28 +207,10 @@ class EdgeFMService(rpc.EdgeFMServicer):
                 yield pb.FetchChunk(data=data, offset_bytes=offset, total_bytes=total, sha256=request.sha256)
                 offset += len(data)
 
-    async def ListLabels(self, request: pb.ListLabelsRequest, context: Context) -> pb.LabelPool:  # noqa: N802
-        try:
-            if not request.environment and not self._environments.has_base:
-                return pb.LabelPool()
-            return pool_message(request.environment, self._environments.pool(request.environment or BASE)[0])
-        except InputError as error:
-            await abort(context, error)
-
-    async def AddLabels(self, request: pb.AddLabelsRequest, context: Context) -> pb.LabelPool:  # noqa: N802
-        await _check_count(request.labels, context)
-        change = self._environments.add_labels(request.environment, request.labels)
-        return pool_message(request.environment, await self._translated(change, context))
-
-    async def RemoveLabels(self, request: pb.RemoveLabelsRequest, context: Context) -> pb.LabelPool:  # noqa: N802
-        await _check_count(request.labels, context)
-        change = self._environments.remove_labels(request.environment, request.labels)
-        return pool_message(request.environment, await self._translated(change, context))
-
     async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.StudentVersion:  # noqa: N802
         version = request.version if request.HasField("version") else None
         change = self._environments.rollback(request.environment, version)
-        return student_message(await self._translated(change, context))
+        return student_message(await translated(change, context))
 
     async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportResponse:  # noqa: N802
         try:
@@ -279,12 +258,6 @@ class EdgeFMService(rpc.EdgeFMServicer):
         except InputError as error:
             await abort(context, error)
 
-    async def _translated(self, work: Awaitable[T], context: Context) -> T:
-        try:
-            return await work
-        except EdgeFMError as error:
-            await abort(context, error)
-
 
 def _similarity(pool: LabelPool, embedding: np.ndarray, label: str) -> float | None:
     return float(embedding @ pool.embeddings[pool.labels.index(label)]) if label in pool.labels else None
@@ -295,10 +268,3 @@ async def _check_device(device_id: str, context: Context) -> None:
         check_device_id(device_id)
     except InputError as error:
         await abort(context, error)
-
-
-async def _check_count(labels: Sequence[str], context: Context) -> None:
-    if len(labels) > MAX_LABELS_PER_CALL:
-        await context.abort(
-            grpc.StatusCode.INVALID_ARGUMENT, f"{len(labels)} labels in one call; at most {MAX_LABELS_PER_CALL}"
-        )

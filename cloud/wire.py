@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import NoReturn
+from collections.abc import Awaitable, Sized
+from typing import NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -17,16 +18,19 @@ from ..models.errors import (
     InputError,
     LabelExistsError,
     LabelMissingError,
+    NoLanguageModelError,
     OverloadedError,
 )
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest
+from ..proto.limits import MAX_LABELS_PER_CALL
 from ..proto.v1 import edgefm_pb2 as pb
 from .recognition import Recognised
 from .store import NewSample
 
 log = logging.getLogger("edgefm.cloud.wire")
 Context = grpc.aio.ServicerContext
+T = TypeVar("T")
 
 LONGEST_DETAIL = 500
 """Characters of an error's text, which may quote what came: it travels percent-encoded in the trailers, and of more than
@@ -64,11 +68,28 @@ async def abort(context: Context, error: EdgeFMError) -> NoReturn:
         code = grpc.StatusCode.ALREADY_EXISTS
     elif isinstance(error, LabelMissingError):
         code = grpc.StatusCode.NOT_FOUND
+    elif isinstance(error, NoLanguageModelError):
+        code = grpc.StatusCode.FAILED_PRECONDITION
     elif isinstance(error, (InputError, ConfigError)):
         code = grpc.StatusCode.INVALID_ARGUMENT
     else:
         code = grpc.StatusCode.INTERNAL
     await context.abort(code, detail(error))
+
+
+async def translated(work: Awaitable[T], context: Context) -> T:
+    """The work's result; its deliberate errors end the call."""
+    try:
+        return await work
+    except EdgeFMError as error:
+        await abort(context, error)
+
+
+async def check_count(labels: Sized, context: Context) -> None:
+    if len(labels) > MAX_LABELS_PER_CALL:
+        await context.abort(
+            grpc.StatusCode.INVALID_ARGUMENT, f"{len(labels)} labels in one call; at most {MAX_LABELS_PER_CALL}"
+        )
 
 
 def detail(error: EdgeFMError) -> str:
@@ -92,7 +113,3 @@ def _blob_message(ref: BlobRef) -> pb.Blob:
 
 def pool_version(pool: LabelPool, ref: BlobRef) -> pb.PoolVersion:
     return pb.PoolVersion(version=pool.version, file=_blob_message(ref))
-
-
-def pool_message(environment: str, pool: LabelPool) -> pb.LabelPool:
-    return pb.LabelPool(environment=environment, pool_version=pool.version, labels=pool.labels, warnings=pool.warnings)

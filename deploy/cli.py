@@ -47,7 +47,9 @@ app = typer.Typer(
     "and what the FM says teaches the small model.",
     epilog=_EPILOG,
 )
-labels_app = typer.Typer(no_args_is_help=True, help="List, add and remove the labels of an environment, while it runs.")
+labels_app = typer.Typer(
+    no_args_is_help=True, help="List, add, remove and describe the labels of an environment, while it runs."
+)
 app.add_typer(labels_app, name="labels")
 students_app = typer.Typer(no_args_is_help=True, help="The students' files.")
 app.add_typer(students_app, name="students")
@@ -93,6 +95,8 @@ app.command()(operator.status)
 labels_app.command("list")(operator.list_labels)
 labels_app.command("add")(operator.add_labels)
 labels_app.command("remove")(operator.remove_labels)
+labels_app.command("show")(operator.show_labels)
+labels_app.command("describe")(operator.describe_labels)
 bench_app.command()(bench.students)
 bench_app.command()(bench.learning)
 bench_app.command()(bench.returning)
@@ -103,6 +107,7 @@ bench_app.command()(bench.memory)
 bench_app.command()(bench.link)
 bench_app.command()(bench.attention)
 bench_app.command()(bench.language)
+bench_app.command()(bench.labels)
 bench_app.command()(bench.soak)
 trace_app.command()(trace.info)
 trace_app.command()(trace.convert)

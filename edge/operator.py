@@ -1,8 +1,9 @@
-"""An operator's calls: labels and rollback, from any machine that reaches the cloud."""
+"""An operator's calls: labels, what describes them, and rollback, from any machine that reaches the cloud."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,11 +27,32 @@ _INPUT_ERRORS = {
 
 @dataclass(frozen=True)
 class PoolView:
-    """The labels of an environment, as the cloud has them."""
+    """The labels of an environment, as the cloud has them.
+
+    Attributes:
+        described: how many have descriptions.
+        pending: how many the language model is still to describe.
+    """
 
     version: str
     labels: tuple[str, ...]
     warnings: tuple[str, ...]
+    described: int
+    pending: int
+
+
+@dataclass(frozen=True)
+class DescribedLabel:
+    """Attributes:
+    texts: what it looks like; perhaps none.
+    pending: the language model is still to describe it.
+    failure: why the language model did not; empty otherwise.
+    """
+
+    label: str
+    texts: tuple[str, ...]
+    pending: bool
+    failure: str
 
 
 class Operator:
@@ -50,12 +72,34 @@ class Operator:
     def list_labels(self, environment: str) -> PoolView:
         return _view(self._call(self._stub.ListLabels, pb.ListLabelsRequest(environment=environment)))
 
-    def add_labels(self, environment: str, labels: Sequence[str]) -> PoolView:
-        return _view(self._call(self._stub.AddLabels, pb.AddLabelsRequest(environment=environment, labels=labels)))
+    def add_labels(self, environment: str, labels: Sequence[str], describe: bool = False) -> PoolView:
+        """`describe`: the cloud's language model writes what they look like, some time after this call."""
+        request = pb.AddLabelsRequest(environment=environment, labels=labels, describe=describe)
+        return _view(self._call(self._stub.AddLabels, request))
 
     def remove_labels(self, environment: str, labels: Sequence[str]) -> PoolView:
         request = pb.RemoveLabelsRequest(environment=environment, labels=labels)
         return _view(self._call(self._stub.RemoveLabels, request))
+
+    def describe_labels(self, environment: str, labels: Sequence[str]) -> PoolView:
+        """The cloud's language model describes labels anew, some time after this call."""
+        request = pb.DescribeLabelsRequest(environment=environment, labels=labels)
+        return _view(self._call(self._stub.DescribeLabels, request))
+
+    def set_descriptions(self, environment: str, descriptions: Mapping[str, Sequence[str]]) -> PoolView:
+        """Replaces the descriptions of the given labels, of all or of none; an empty sequence removes a label's."""
+        labels = [pb.LabelDescriptions(label=label, texts=texts) for label, texts in descriptions.items()]
+        request = pb.SetDescriptionsRequest(environment=environment, labels=labels)
+        return _view(self._call(self._stub.SetDescriptions, request))
+
+    def descriptions(self, environment: str, label: str = "") -> list[DescribedLabel]:
+        """Of one label, or of all in the pool's order."""
+        request = pb.ListDescriptionsRequest(environment=environment, label=label)
+        with self._translated():
+            return [
+                DescribedLabel(each.label, tuple(each.texts), each.pending, each.failure)
+                for each in self._stub.ListDescriptions(request, timeout=_TIMEOUT_S)
+            ]
 
     def rollback(self, environment: str, version: int | None = None) -> int:
         """Returns the version that is current now."""
@@ -66,8 +110,13 @@ class Operator:
         return self._call(self._stub.Status, pb.StatusRequest(environment=environment))
 
     def _call(self, method: Callable[..., T], request: object) -> T:
-        try:
+        with self._translated():
             return method(request, timeout=_TIMEOUT_S)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else None
             if isinstance(error, grpc.Call) and code in _INPUT_ERRORS:
@@ -76,4 +125,6 @@ class Operator:
 
 
 def _view(message: pb.LabelPool) -> PoolView:
-    return PoolView(message.pool_version, tuple(message.labels), tuple(message.warnings))
+    return PoolView(
+        message.pool_version, tuple(message.labels), tuple(message.warnings), message.described, message.pending
+    )

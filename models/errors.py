@@ -2,11 +2,12 @@
 
     EdgeFMError
     ├── ConfigError          a setting, flag or TOML file is wrong
+    │   └── NoLanguageModelError    the cloud runs without one
     ├── MissingExtraError    an optional dependency is not installed
     ├── InputError           what the user or a peer handed in is wrong
     │   ├── EnvironmentMissingError  no device has registered there
     │   ├── ImageError       an image cannot be decoded or is too large
-    │   ├── LabelError       a label is empty, reserved, or given twice
+    │   ├── LabelError       a label or a description is empty, overlong, reserved, or given twice
     │   │   ├── LabelExistsError    it is in the pool already
     │   │   └── LabelMissingError   it is not in the pool
     │   └── TraceError       a bandwidth trace is malformed
@@ -34,6 +35,10 @@ class EdgeFMError(Exception):
 
 
 class ConfigError(EdgeFMError):
+    pass
+
+
+class NoLanguageModelError(ConfigError):
     pass
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +20,10 @@ UNKNOWN = "unknown"
 """What a sample is answered with when no label of the pool is near enough."""
 MAX_LABEL_LENGTH = 200
 """Characters."""
+MAX_DESCRIPTION_LENGTH = 300
+"""Characters."""
+MAX_DESCRIPTIONS = 16
+"""Of one label."""
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
@@ -47,6 +52,25 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     return cleaned
 
 
+def check_descriptions(label: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Strips the descriptions of a label and drops repeated ones.
+
+    Raises:
+        LabelError: one is empty, overlong or not printable, or there are too many.
+    """
+    cleaned = tuple(dict.fromkeys(" ".join(text.split()) for text in texts))
+    for text in cleaned:
+        if not text or not text.isprintable():
+            raise LabelError(f"a description must be non-empty printable text, got {text!r} for {label!r}")
+        if len(text) > MAX_DESCRIPTION_LENGTH:
+            raise LabelError(
+                f"a description has at most {MAX_DESCRIPTION_LENGTH} characters, got {len(text)} for {label!r}: {text[:40]!r}..."
+            )
+    if len(cleaned) > MAX_DESCRIPTIONS:
+        raise LabelError(f"a label has at most {MAX_DESCRIPTIONS} descriptions, got {len(cleaned)} for {label!r}")
+    return cleaned
+
+
 @dataclass(frozen=True)
 class Recognition:
     """What a batch looks like to a model; B samples, k labels each."""
@@ -68,6 +92,8 @@ class LabelPool:
         unknown_floor: a sample whose best similarity is below it is `UNKNOWN`.
         temperature: of the FM: softmax(similarities / temperature) is how sure it is of each label.
         warnings: what the FM said of labels out of its reach.
+        descriptions: what labels look like, of those that are described; their embeddings have taken it in, so that a device
+            needs no word of it.
     """
 
     labels: tuple[str, ...]
@@ -76,6 +102,7 @@ class LabelPool:
     unknown_floor: float = -1.0
     temperature: float = 0.05
     warnings: tuple[str, ...] = ()
+    descriptions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.labels:
@@ -92,7 +119,7 @@ class LabelPool:
 
     @cached_property
     def version(self) -> str:
-        """16 hex digits of the content's sha256; equal content has an equal version on every machine."""
+        """16 hex digits of the sha256 of what recognition depends on (not of the descriptions' words); equal on every machine."""
         digest = hashlib.sha256()
         for text in (self.foundation_model, f"{self.unknown_floor:.6f}", f"{self.temperature:.6f}", *self.labels):
             digest.update(text.encode() + b"\0")
@@ -127,7 +154,10 @@ class LabelPool:
 
     def to_bytes(self) -> bytes:
         """The pool as an .npz file; equal pools give equal bytes."""
-        buffer = io.BytesIO()
+        buffer, optional = io.BytesIO(), {}
+        if self.descriptions:  # without them the file is the same as before there were any
+            text = json.dumps(self.descriptions, ensure_ascii=False, sort_keys=True)
+            optional["descriptions"] = np.frombuffer(text.encode(), np.uint8)
         np.savez(
             buffer,
             labels=np.array(self.labels, dtype=np.str_),
@@ -136,6 +166,7 @@ class LabelPool:
             unknown_floor=np.array(self.unknown_floor, "<f8"),
             temperature=np.array(self.temperature, "<f8"),
             warnings=np.array(self.warnings, dtype=np.str_),
+            **optional,
         )
         return buffer.getvalue()
 
@@ -157,6 +188,7 @@ class LabelPool:
                     unknown_floor=float(file["unknown_floor"]),
                     temperature=float(file["temperature"]),
                     warnings=tuple(str(text) for text in file["warnings"]),
+                    descriptions=_descriptions(file["descriptions"].tobytes()) if "descriptions" in file else {},
                 )
             pool._check_numbers()
             return pool
@@ -176,3 +208,7 @@ class LabelPool:
             raise ModelError(f"cannot read the label pool {path}: {error.strerror}") from error
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
+
+
+def _descriptions(data: bytes) -> dict[str, tuple[str, ...]]:
+    return {str(label): check_descriptions(label, texts) for label, texts in json.loads(data).items()}

@@ -212,6 +212,28 @@ def language(
     _measured(lambda: bench_language(path, repeats, Console()), json_file)
 
 
+def labels(
+    data: Annotated[list[Path], typer.Option(help="The archives tiny-imagenet-wild.tar and tiny-imagenet-town.tar.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
+    ] = None,
+    earlier: Annotated[
+        Path | None, typer.Option(help="Results of an earlier run: its descriptions are scored, none are written.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """The FM's accuracy on labels alone, on labels that the language model describes, and on controls. 20 minutes."""
+    from ..weights import found_weights
+
+    check_sources(data)
+    path = found_weights("smollm2") if weights is None else weights
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.labels import bench_labels
+    _measured(lambda: bench_labels(data, path, earlier, Console()), json_file)
+
+
 def _counts(name: str, text: str, least: int) -> tuple[int, ...]:
     """Ascending numbers from a flag's comma-separated text."""
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +11,10 @@ from PIL import Image
 
 from ..errors import ConfigError
 from ..images import Preprocess
-from ..pool import LabelPool, check_labels
+from ..pool import LabelPool, check_descriptions, check_labels, normalise
+
+DESCRIPTION_WEIGHT = 0.5
+"""Of the descriptions' mean beside the label's own embedding."""
 
 
 class FoundationModel(Protocol):
@@ -53,17 +57,44 @@ class FoundationModel(Protocol):
         ...
 
 
-def build_pool(model: FoundationModel, labels: Sequence[str]) -> LabelPool:
-    """Embeds the labels; raises `LabelError` for unusable ones."""
+def build_pool(
+    model: FoundationModel, labels: Sequence[str], descriptions: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> LabelPool:
+    """Embeds the labels, and what describes them.
+
+    A described label's embedding is the normalised weighted mean of the label's own and its descriptions' mean.
+
+    Args:
+        descriptions: of labels, as many as are described; those of other labels are left out.
+
+    Raises:
+        LabelError: an unusable label or description.
+    """
     cleaned = check_labels(labels)
+    described = {label: check_descriptions(label, descriptions[label]) for label in cleaned if descriptions.get(label)}
     return LabelPool(
         labels=cleaned,
-        embeddings=model.embed_labels(cleaned),
+        embeddings=_embedded(model, cleaned, described),
         foundation_model=model.name,
         unknown_floor=model.unknown_floor,
         temperature=model.temperature,
         warnings=tuple(model.label_warnings(cleaned)),
+        descriptions=described,
     )
+
+
+def _embedded(model: FoundationModel, labels: Sequence[str], descriptions: Mapping[str, tuple[str, ...]]) -> np.ndarray:
+    """(K, D) float32"""
+    embeddings = model.embed_labels(labels)
+    if not descriptions:
+        return embeddings
+    owners = np.array([labels.index(label) for label, texts in descriptions.items() for _ in texts])  # (N,)
+    texts = model.embed_labels([text for texts in descriptions.values() for text in texts])  # (N, D)
+    mixed = embeddings.copy()
+    for row in np.unique(owners):
+        described = normalise(texts[owners == row].mean(axis=0))
+        mixed[row] = (1 - DESCRIPTION_WEIGHT) * embeddings[row] + DESCRIPTION_WEIGHT * described
+    return normalise(mixed)
 
 
 def load_foundation_model(uri: str) -> FoundationModel:

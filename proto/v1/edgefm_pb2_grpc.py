@@ -74,6 +74,21 @@ class EdgeFMStub:
                 request_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.RemoveLabelsRequest.SerializeToString,
                 response_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelPool.FromString,
                 _registered_method=True)
+        self.DescribeLabels = channel.unary_unary(
+                '/edgefm.v1.EdgeFM/DescribeLabels',
+                request_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.DescribeLabelsRequest.SerializeToString,
+                response_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelPool.FromString,
+                _registered_method=True)
+        self.SetDescriptions = channel.unary_unary(
+                '/edgefm.v1.EdgeFM/SetDescriptions',
+                request_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.SetDescriptionsRequest.SerializeToString,
+                response_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelPool.FromString,
+                _registered_method=True)
+        self.ListDescriptions = channel.unary_stream(
+                '/edgefm.v1.EdgeFM/ListDescriptions',
+                request_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ListDescriptionsRequest.SerializeToString,
+                response_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelDescriptions.FromString,
+                _registered_method=True)
         self.Rollback = channel.unary_unary(
                 '/edgefm.v1.EdgeFM/Rollback',
                 request_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.RollbackRequest.SerializeToString,
@@ -141,7 +156,8 @@ class EdgeFMServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddLabels(self, request, context):
-        """ALREADY_EXISTS: a label is in the pool already. Nothing is added then.
+        """ALREADY_EXISTS: a label is in the pool already. FAILED_PRECONDITION: `describe` is set and the cloud has no language
+        model. Nothing is added then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +165,28 @@ class EdgeFMServicer:
 
     def RemoveLabels(self, request, context):
         """NOT_FOUND: a label is not in the pool. Nothing is removed then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeLabels(self, request, context):
+        """Has the language model write what labels of the pool look like, in place of what describes them now. Answers at once;
+        the pool changes when it is done. NOT_FOUND: a label is not in the pool. FAILED_PRECONDITION: there is no language model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDescriptions(self, request, context):
+        """The same by hand, all or none. NOT_FOUND: a label is not in the pool.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDescriptions(self, request, context):
+        """One message for each label, in the pool's order. NOT_FOUND: the label is not in the pool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,6 +255,21 @@ def add_EdgeFMServicer_to_server(servicer, server):
                     servicer.RemoveLabels,
                     request_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.RemoveLabelsRequest.FromString,
                     response_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelPool.SerializeToString,
+            ),
+            'DescribeLabels': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeLabels,
+                    request_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.DescribeLabelsRequest.FromString,
+                    response_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelPool.SerializeToString,
+            ),
+            'SetDescriptions': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDescriptions,
+                    request_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.SetDescriptionsRequest.FromString,
+                    response_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelPool.SerializeToString,
+            ),
+            'ListDescriptions': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListDescriptions,
+                    request_deserializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ListDescriptionsRequest.FromString,
+                    response_serializer=edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelDescriptions.SerializeToString,
             ),
             'Rollback': grpc.unary_unary_rpc_method_handler(
                     servicer.Rollback,
@@ -450,6 +503,87 @@ class EdgeFM:
             '/edgefm.v1.EdgeFM/RemoveLabels',
             edgefm_dot_proto_dot_v1_dot_edgefm__pb2.RemoveLabelsRequest.SerializeToString,
             edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelPool.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeLabels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefm.v1.EdgeFM/DescribeLabels',
+            edgefm_dot_proto_dot_v1_dot_edgefm__pb2.DescribeLabelsRequest.SerializeToString,
+            edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelPool.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDescriptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgefm.v1.EdgeFM/SetDescriptions',
+            edgefm_dot_proto_dot_v1_dot_edgefm__pb2.SetDescriptionsRequest.SerializeToString,
+            edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelPool.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDescriptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/edgefm.v1.EdgeFM/ListDescriptions',
+            edgefm_dot_proto_dot_v1_dot_edgefm__pb2.ListDescriptionsRequest.SerializeToString,
+            edgefm_dot_proto_dot_v1_dot_edgefm__pb2.LabelDescriptions.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,9 +56,19 @@ class EdgeFMStub:
     """The bytes of one blob from `offset_bytes` on. NOT_FOUND: no such blob. OUT_OF_RANGE: the offset is past its end."""
     ListLabels: _grpc.UnaryUnaryMultiCallable[_edgefm_pb2.ListLabelsRequest, _edgefm_pb2.LabelPool]
     AddLabels: _grpc.UnaryUnaryMultiCallable[_edgefm_pb2.AddLabelsRequest, _edgefm_pb2.LabelPool]
-    """ALREADY_EXISTS: a label is in the pool already. Nothing is added then."""
+    """ALREADY_EXISTS: a label is in the pool already. FAILED_PRECONDITION: `describe` is set and the cloud has no language
+    model. Nothing is added then.
+    """
     RemoveLabels: _grpc.UnaryUnaryMultiCallable[_edgefm_pb2.RemoveLabelsRequest, _edgefm_pb2.LabelPool]
     """NOT_FOUND: a label is not in the pool. Nothing is removed then."""
+    DescribeLabels: _grpc.UnaryUnaryMultiCallable[_edgefm_pb2.DescribeLabelsRequest, _edgefm_pb2.LabelPool]
+    """Has the language model write what labels of the pool look like, in place of what describes them now. Answers at once;
+    the pool changes when it is done. NOT_FOUND: a label is not in the pool. FAILED_PRECONDITION: there is no language model.
+    """
+    SetDescriptions: _grpc.UnaryUnaryMultiCallable[_edgefm_pb2.SetDescriptionsRequest, _edgefm_pb2.LabelPool]
+    """The same by hand, all or none. NOT_FOUND: a label is not in the pool."""
+    ListDescriptions: _grpc.UnaryStreamMultiCallable[_edgefm_pb2.ListDescriptionsRequest, _edgefm_pb2.LabelDescriptions]
+    """One message for each label, in the pool's order. NOT_FOUND: the label is not in the pool."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_edgefm_pb2.RollbackRequest, _edgefm_pb2.StudentVersion]
     """Makes an earlier student version current again; devices learn of it through Watch."""
     Report: _grpc.UnaryUnaryMultiCallable[_edgefm_pb2.ReportRequest, _edgefm_pb2.ReportResponse]
@@ -89,9 +99,19 @@ class EdgeFMAsyncStub(EdgeFMStub):
     """The bytes of one blob from `offset_bytes` on. NOT_FOUND: no such blob. OUT_OF_RANGE: the offset is past its end."""
     ListLabels: _aio.UnaryUnaryMultiCallable[_edgefm_pb2.ListLabelsRequest, _edgefm_pb2.LabelPool]  # type: ignore[assignment]
     AddLabels: _aio.UnaryUnaryMultiCallable[_edgefm_pb2.AddLabelsRequest, _edgefm_pb2.LabelPool]  # type: ignore[assignment]
-    """ALREADY_EXISTS: a label is in the pool already. Nothing is added then."""
+    """ALREADY_EXISTS: a label is in the pool already. FAILED_PRECONDITION: `describe` is set and the cloud has no language
+    model. Nothing is added then.
+    """
     RemoveLabels: _aio.UnaryUnaryMultiCallable[_edgefm_pb2.RemoveLabelsRequest, _edgefm_pb2.LabelPool]  # type: ignore[assignment]
     """NOT_FOUND: a label is not in the pool. Nothing is removed then."""
+    DescribeLabels: _aio.UnaryUnaryMultiCallable[_edgefm_pb2.DescribeLabelsRequest, _edgefm_pb2.LabelPool]  # type: ignore[assignment]
+    """Has the language model write what labels of the pool look like, in place of what describes them now. Answers at once;
+    the pool changes when it is done. NOT_FOUND: a label is not in the pool. FAILED_PRECONDITION: there is no language model.
+    """
+    SetDescriptions: _aio.UnaryUnaryMultiCallable[_edgefm_pb2.SetDescriptionsRequest, _edgefm_pb2.LabelPool]  # type: ignore[assignment]
+    """The same by hand, all or none. NOT_FOUND: a label is not in the pool."""
+    ListDescriptions: _aio.UnaryStreamMultiCallable[_edgefm_pb2.ListDescriptionsRequest, _edgefm_pb2.LabelDescriptions]  # type: ignore[assignment]
+    """One message for each label, in the pool's order. NOT_FOUND: the label is not in the pool."""
     Rollback: _aio.UnaryUnaryMultiCallable[_edgefm_pb2.RollbackRequest, _edgefm_pb2.StudentVersion]  # type: ignore[assignment]
     """Makes an earlier student version current again; devices learn of it through Watch."""
     Report: _aio.UnaryUnaryMultiCallable[_edgefm_pb2.ReportRequest, _edgefm_pb2.ReportResponse]  # type: ignore[assignment]
@@ -161,7 +181,9 @@ class EdgeFMServicer(metaclass=_abc_1.ABCMeta):
         request: _edgefm_pb2.AddLabelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_edgefm_pb2.LabelPool, _abc.Awaitable[_edgefm_pb2.LabelPool]]:
-        """ALREADY_EXISTS: a label is in the pool already. Nothing is added then."""
+        """ALREADY_EXISTS: a label is in the pool already. FAILED_PRECONDITION: `describe` is set and the cloud has no language
+        model. Nothing is added then.
+        """
 
     @_abc_1.abstractmethod
     def RemoveLabels(
@@ -170,6 +192,32 @@ class EdgeFMServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_edgefm_pb2.LabelPool, _abc.Awaitable[_edgefm_pb2.LabelPool]]:
         """NOT_FOUND: a label is not in the pool. Nothing is removed then."""
+
+    @_abc_1.abstractmethod
+    def DescribeLabels(
+        self,
+        request: _edgefm_pb2.DescribeLabelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edgefm_pb2.LabelPool, _abc.Awaitable[_edgefm_pb2.LabelPool]]:
+        """Has the language model write what labels of the pool look like, in place of what describes them now. Answers at once;
+        the pool changes when it is done. NOT_FOUND: a label is not in the pool. FAILED_PRECONDITION: there is no language model.
+        """
+
+    @_abc_1.abstractmethod
+    def SetDescriptions(
+        self,
+        request: _edgefm_pb2.SetDescriptionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edgefm_pb2.LabelPool, _abc.Awaitable[_edgefm_pb2.LabelPool]]:
+        """The same by hand, all or none. NOT_FOUND: a label is not in the pool."""
+
+    @_abc_1.abstractmethod
+    def ListDescriptions(
+        self,
+        request: _edgefm_pb2.ListDescriptionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_edgefm_pb2.LabelDescriptions], _abc.AsyncIterator[_edgefm_pb2.LabelDescriptions]]:
+        """One message for each label, in the pool's order. NOT_FOUND: the label is not in the pool."""
 
     @_abc_1.abstractmethod
     def Rollback(
