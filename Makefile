@@ -31,6 +31,7 @@ $(VENV)/bin/python:
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
 	@echo "Installing EdgeFM with the cloud's packages (PyTorch among them: several GB, a few minutes) ..."
 	$(INSTALL) -e '.[demo]'
+	-$(BIN)/edgefm weights get smollm2
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml

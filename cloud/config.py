@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ..models.checks import require_finite
 from ..models.errors import ConfigError
@@ -108,6 +109,43 @@ class DriftConfig:
 
 
 @dataclass(frozen=True)
+class LanguageConfig:
+    """The cloud's language model (`edgefm.cloud.language`).
+
+    Attributes:
+        model: a GGUF file, or a folder of transformers' files; None runs none.
+        precision: of weights and activations; `quantised` keeps weights in blocks of few bits.
+        policy: how requests share the model: `continuous`, `sequence` (scheduling by predicted length) or `static` batches.
+        lengths: expected lengths of answers are `learned` from earlier ones, or the model is `asked` before each.
+        places: answers in the making at once, at most.
+        cache_tokens: tokens whose keys and values are held for them together, at most.
+        max_tokens: of one answer, at most.
+        max_queue: requests that wait for a place, at most.
+    """
+
+    model: Path | None = None
+    precision: Literal["float32", "bfloat16", "quantised"] = "quantised"
+    policy: Literal["continuous", "sequence", "static"] = "continuous"
+    lengths: Literal["learned", "asked"] = "learned"
+    places: int = 8
+    cache_tokens: int = 16_384
+    max_tokens: int = 1024
+    max_queue: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("places", "cache_tokens", "max_tokens", "max_queue"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"language: {name} must be at least 1, got {getattr(self, name)}")
+        for name, known in (
+            ("precision", ("float32", "bfloat16", "quantised")),
+            ("policy", ("continuous", "sequence", "static")),
+            ("lengths", ("learned", "asked")),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"language: {name} is one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
 class CloudConfig:
     """One cloud service.
 
@@ -146,6 +184,7 @@ class CloudConfig:
     metrics_host: str = "127.0.0.1"
     customization: CustomizationConfig = field(default_factory=CustomizationConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
 
     def __post_init__(self) -> None:
         require_finite(self)

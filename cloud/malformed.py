@@ -6,7 +6,7 @@ each, so that whoever can connect can fill the disk with it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -27,14 +27,14 @@ class _Malformed:
 
 
 class MalformedRequests(grpc.aio.ServerInterceptor):
-    """Ends calls with such a request as INVALID_ARGUMENT, those of one service.
+    """Ends calls with such a request as INVALID_ARGUMENT, those of some services.
 
     Args:
-        service: full name of a service whose streaming answers are asynchronous generators.
+        services: full names of services whose streaming answers are asynchronous generators.
     """
 
-    def __init__(self, service: str) -> None:
-        self._prefix = f"/{service}/"
+    def __init__(self, services: Sequence[str]) -> None:
+        self._prefixes = tuple(f"/{service}/" for service in services)
 
     async def intercept_service(
         self,
@@ -42,7 +42,7 @@ class MalformedRequests(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
         found = await continuation(handler_call_details)
-        if not found or not handler_call_details.method.startswith(self._prefix):
+        if not found or not handler_call_details.method.startswith(self._prefixes):
             return found  # there is no such method, or it is another service's
         handler: Any = found
         parse, serialize = _tolerant(handler.request_deserializer), handler.response_serializer

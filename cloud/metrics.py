@@ -10,9 +10,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from ..proto.v1 import edgefm_pb2 as pb
 from .environments import Environments
 from .health import HealthWatch
+from .language.engine import LanguageEngine
 from .recognition import FmBatcher
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_ANSWER_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -54,9 +56,54 @@ class CloudMetrics:
     def refused(self, kind: str) -> None:
         self._refusals.labels(kind=kind.removeprefix("KIND_").lower()).inc()
 
+    def watch_language(self, engine: LanguageEngine) -> None:
+        """Counts the language model's answers, and adds what is read at each scrape."""
+        engine.observer = _Answers(self.registry)
+        self.registry.register(_Language(engine))
+
     def watch(self, environments: Environments, batcher: FmBatcher, health: HealthWatch) -> None:
         """Adds what is read at each scrape."""
         self.registry.register(_State(environments, batcher, health))
+
+
+class _Answers:
+    """An `Observer` of the language model."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "edgefm_cloud_language_answer_seconds",
+            "Time from a request to the end of its answer.",
+            ["kind"],
+            buckets=_ANSWER_SECONDS,
+            registry=registry,
+        )
+        self._tokens = Counter("edgefm_cloud_language_tokens", "Tokens answered.", ["kind"], registry=registry)
+        self._longer = Counter(
+            "edgefm_cloud_language_longer", "Answers longer than predicted.", ["kind"], registry=registry
+        )
+
+    def answered(self, kind: str, tokens: int, predicted: int, seconds: float) -> None:
+        self._seconds.labels(kind=kind).observe(seconds)
+        self._tokens.labels(kind=kind).inc(tokens)
+        self._longer.labels(kind=kind).inc(tokens > predicted)
+
+
+class _Language:
+    def __init__(self, engine: LanguageEngine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        engine = self._engine
+        for name, text, value in (
+            ("queue_length", "Requests that wait for a place.", engine.waiting),
+            ("running", "Answers in the making.", engine.running),
+            ("cache_blocks", "Blocks of keys and values in use.", engine.blocks_used),
+            ("healthy", "1 unless the latest step failed.", engine.failure is None),
+        ):
+            yield GaugeMetricFamily(f"edgefm_cloud_language_{name}", text, value)
+        yield CounterMetricFamily(
+            "edgefm_cloud_language_preempted", "Answers that waited again for cache.", engine.preempted
+        )
 
 
 class _State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 
@@ -25,19 +26,28 @@ from ..models.students import student_profile
 from ..proto.limits import SERVER_OPTIONS
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
+from ..proto.v1 import language_pb2 as language_pb
+from ..proto.v1 import language_pb2_grpc as language_rpc
 from .batcher import DynamicBatcher
 from .config import CloudConfig
 from .enrichment import Describer
 from .environments import Environments
 from .health import HealthWatch
+from .language.engine import LanguageEngine
+from .language.load import load_engine
+from .language.service import LanguageService, describe
 from .malformed import MalformedRequests
 from .metrics import CloudMetrics
+from .recent import RecentAnswers
 from .recognition import FmBatcher, Query, preparer, recogniser
 from .service import EdgeFMService
 
 log = logging.getLogger("edgefm.cloud.server")
 SERVICE = pb.DESCRIPTOR.services_by_name["EdgeFM"].full_name
+LANGUAGE = language_pb.DESCRIPTOR.services_by_name["Language"].full_name
 GRACE_S = 2.0
+ENRICHMENT = "enrichment"
+"""Whose turn a label's description takes at the language model."""
 
 
 class CloudServer:
@@ -49,7 +59,7 @@ class CloudServer:
     """
 
     def __init__(self, config: CloudConfig, describer: Describer | None = None) -> None:
-        """`describer`: writes what labels look like; None: nothing does."""
+        """`describer`: writes what labels look like; None: the language model does, where one is set."""
         self._config = config
         self._describer = describer
         self._opened = contextlib.AsyncExitStack()
@@ -75,8 +85,12 @@ class CloudServer:
             self.metrics_port = self._serve_metrics(metrics)
         await self._check_port()  # before the FM is loaded
 
+        language = await self._language_engine()
         model = await asyncio.get_running_loop().run_in_executor(None, load_foundation_model, config.foundation_model)
-        self.environments = Environments(model, config, self._describer)
+        describer = self._describer
+        if describer is None and language is not None:
+            describer = functools.partial(describe, language, owner=ENRICHMENT)
+        self.environments = Environments(model, config, describer)
         opened.push_async_callback(self.environments.close)
         await self.environments.start()
 
@@ -106,17 +120,34 @@ class CloudServer:
         opened.push_async_callback(health.close)
         metrics.watch(self.environments, batcher, health)
 
-        server = grpc.aio.server(interceptors=[MalformedRequests(SERVICE)], options=SERVER_OPTIONS)
-        rpc.add_EdgeFMServicer_to_server(EdgeFMService(self.environments, batcher, health, metrics), server)
+        names, recent = [SERVICE], RecentAnswers()
+        server = grpc.aio.server(interceptors=[MalformedRequests((SERVICE, LANGUAGE))], options=SERVER_OPTIONS)
+        rpc.add_EdgeFMServicer_to_server(EdgeFMService(self.environments, batcher, health, metrics, recent), server)
+        if language is not None:
+            names.append(LANGUAGE)
+            language_service = LanguageService(language, self.environments, recent, config.language.max_tokens)
+            language_rpc.add_LanguageServicer_to_server(language_service, server)
+            metrics.watch_language(language)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        reflection.enable_server_reflection((SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection((*names, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         self.port = self._bind(server)
         await server.start()
         opened.push_async_callback(server.stop, GRACE_S)
         opened.push_async_callback(servicer.enter_graceful_shutdown)
         if config.port_file is not None:
             write_atomic(config.port_file, str(self.port).encode())
-        log.info("event=serving address=%s:%d fm=%s data_dir=%s", config.host, self.port, model.name, config.data_dir)
+        log.info(
+            "event=serving address=%s:%d fm=%s language=%s data_dir=%s",
+            *(config.host, self.port, model.name, config.language.model, config.data_dir),
+        )
+
+    async def _language_engine(self) -> LanguageEngine | None:
+        if self._config.language.model is None:
+            return None
+        engine = await asyncio.get_running_loop().run_in_executor(None, load_engine, self._config.language)
+        engine.start()
+        self._opened.push_async_callback(engine.close)
+        return engine
 
     async def _check_port(self) -> None:
         """Binds and lets go: a gRPC server that never starts would keep its port."""

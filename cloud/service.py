@@ -28,6 +28,7 @@ from .environments import Environments, check_propensity
 from .health import HealthWatch
 from .label_service import LabelService
 from .metrics import CloudMetrics
+from .recent import RecentAnswers
 from .recognition import FmBatcher, Query, Recognised
 from .status import environment_status
 from .tasks import TaskSet
@@ -51,12 +52,18 @@ class EdgeFMService(LabelService):
     """See `proto/v1/edgefm.proto` for what each call promises."""
 
     def __init__(
-        self, environments: Environments, batcher: FmBatcher, health: HealthWatch, metrics: CloudMetrics
+        self,
+        environments: Environments,
+        batcher: FmBatcher,
+        health: HealthWatch,
+        metrics: CloudMetrics,
+        recent: RecentAnswers,
     ) -> None:
         super().__init__(environments)
         self._batcher = batcher
         self._health = health
         self._metrics = metrics
+        self._recent = recent
         self._uploads = Uploads(environments, batcher, health)
         self._refusals: defaultdict[str, deque[pb.ReportedRefusal]] = defaultdict(lambda: deque(maxlen=REFUSALS))
 
@@ -132,6 +139,7 @@ class EdgeFMService(LabelService):
         except EdgeFMError as error:
             return pb.RecognizeResponse(query_id=request.query_id, error=query_error(error))
         found = batched.result
+        self._recent.add(request.environment, found.label)
         if request.edge_label:
             agrees = request.edge_label == found.label
             observation = Observation(request.edge_margin, agrees, query_propensity, self._environments.now_s())

@@ -23,7 +23,7 @@ from ..models.errors import (
 )
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest
-from ..proto.limits import MAX_LABELS_PER_CALL
+from ..proto.limits import MAX_LABELS_PER_CALL, PUSHBACK_KEY
 from ..proto.v1 import edgefm_pb2 as pb
 from .recognition import Recognised
 from .store import NewSample
@@ -72,6 +72,11 @@ async def abort(context: Context, error: EdgeFMError) -> NoReturn:
         code = grpc.StatusCode.FAILED_PRECONDITION
     elif isinstance(error, (InputError, ConfigError)):
         code = grpc.StatusCode.INVALID_ARGUMENT
+    elif isinstance(error, DeadlineError):
+        code = grpc.StatusCode.DEADLINE_EXCEEDED
+    elif isinstance(error, OverloadedError):
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+        context.set_trailing_metadata(((PUSHBACK_KEY, str(error.retry_after_ms)),))
     else:
         code = grpc.StatusCode.INTERNAL
     await context.abort(code, detail(error))

@@ -20,7 +20,7 @@ from ..models.errors import (
     StoreError,
 )
 from . import logs
-from .commands import agent, bench, cloud, data, demo, device, evaluate, operator, replay, trace
+from .commands import agent, bench, cloud, data, demo, device, evaluate, language, operator, replay, trace
 from .commands.options import INTERRUPTED
 
 EXIT_CODES: tuple[tuple[type[EdgeFMError], int], ...] = (
@@ -92,6 +92,8 @@ device_app.command()(device.purge)
 students_app.command()(device.export)
 app.command()(operator.rollback)
 app.command()(operator.status)
+app.command()(language.ask)
+app.command()(language.rank)
 labels_app.command("list")(operator.list_labels)
 labels_app.command("add")(operator.add_labels)
 labels_app.command("remove")(operator.remove_labels)
@@ -108,6 +110,7 @@ bench_app.command()(bench.link)
 bench_app.command()(bench.attention)
 bench_app.command()(bench.language)
 bench_app.command()(bench.labels)
+bench_app.command()(bench.scheduling)
 bench_app.command()(bench.soak)
 trace_app.command()(trace.info)
 trace_app.command()(trace.convert)

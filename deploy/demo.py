@@ -18,8 +18,8 @@ from ..cloud.registry import Registry
 from ..edge.operator import Operator
 from ..models.errors import ConfigError, EdgeFMError, InputError, StoreError, disk_reason
 from .demo_data import DemoEnvironment, camera_environments, data_environment
+from .demo_label import LabelAddition
 from .demo_results import EnvironmentRun, assemble
-from .demo_scoring import ask_fm
 from .demo_watch import AlarmWatch
 from .live import LiveState, LiveTable
 from .processes import child_process, cloud_process, edgefm, follow_records, last_words
@@ -27,6 +27,7 @@ from .report import summarize, write_report
 from .shaper import LinkShaper, ShaperThread
 from .timeline import ROUTES
 from .traces import LTE_DOWN, LTE_UP, Trace, downlink_beside, open_trace, synthetic_trace, with_outage
+from .weights import packaged
 
 PROPAGATION_MS = 10.0
 CAMERA_FRAMES = 2500
@@ -95,13 +96,15 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> dict[str, 
         with console.status("Starting the cloud (the first start exports its models, half a minute) ..."):
             settings = _SETTINGS if options.data else _SETTINGS + _CAMERA_SETTINGS
             (folder / "edgefm.toml").write_text(settings, encoding="utf-8")
-            cloud = stack.enter_context(cloud_process(folder, f"--config={folder / 'edgefm.toml'}"))
+            weights = packaged("smollm2")
+            language = [f"--language={weights}"] if weights is not None else []
+            cloud = stack.enter_context(cloud_process(folder, f"--config={folder / 'edgefm.toml'}", *language))
         shaper = LinkShaper("127.0.0.1", "127.0.0.1", cloud.port, uplink, downlink, PROPAGATION_MS)
         link = stack.enter_context(ShaperThread(shaper))
         target = cloud.target
         runs = []
         for position, environment in enumerate(environments):
-            session = _Session(options, folder, environment, link.port, target)
+            session = _Session(options, folder, environment, link.port, target, weights is not None)
             label_to_add = added if position == 0 and len(environment.labels) > 2 else None
             runs.append(session.run(console, label_to_add))
         with console.status("Scoring every version on the same images ..."):
@@ -173,6 +176,7 @@ class _Session:
     environment: DemoEnvironment
     link_port: int
     cloud: str
+    describes: bool
     records: list[dict[str, Any]] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)
     alarms: list[dict[str, Any]] = field(default_factory=list)
@@ -182,7 +186,6 @@ class _Session:
         environment = self.environment
         pool = len(environment.labels) - (label_to_add is not None)
         own = [image for image, truth in environment.scoring if label_to_add and truth == label_to_add]
-        added_label: tuple[str, float | None] | None = None
         answers, log = self.folder / f"{environment.name}.jsonl", self.folder / f"{environment.name}.log"
         command = self._command(answers, [label for label in environment.labels if label != label_to_add])
         with (
@@ -191,6 +194,11 @@ class _Session:
             LiveTable(console) as table,
         ):
             alarms = AlarmWatch(operator, environment.place)
+            addition = (
+                LabelAddition(operator, self.cloud, environment.place, label_to_add, own, self.describes)
+                if label_to_add
+                else None
+            )
             table.event(f"{environment.name}: an agent with {pool} labels, {environment.frames} frames")
             for record in follow_records(answers, child):
                 self._tell(record, table)
@@ -200,11 +208,13 @@ class _Session:
                     table.event(f"{environment.name}: drift alarm, {alarm['kind']}")
                 self.answered[record["route"]] += 1
                 table.update(self._state(pool))
-                if label_to_add and len(self.records) >= ADD_LABEL_AT * environment.frames:
-                    before = float((ask_fm(self.cloud, environment.place, own) == label_to_add).mean()) if own else None
-                    pool = len(operator.add_labels(environment.place, [label_to_add]).labels)
+                if addition is None:
+                    continue
+                if addition.result is None and len(self.records) >= ADD_LABEL_AT * environment.frames:
+                    pool = addition.add()
                     table.event(f"{environment.name}: label {label_to_add!r} added by its text")
-                    added_label, label_to_add = (label_to_add, before), None
+                elif addition.described():
+                    table.event(f"{environment.name}: {label_to_add!r} described by the language model")
             assert child.stdout is not None
             summary = child.stdout.read()
             if child.wait() != 0:
@@ -214,7 +224,7 @@ class _Session:
             records=self.records,
             summary=json.loads(summary.strip().splitlines()[-1]),
             alarms=self.alarms,
-            added_label=added_label,
+            added_label=addition.result if addition is not None else None,
         )
 
     def _command(self, answers: Path, labels: list[str]) -> list[str]:

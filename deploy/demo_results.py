@@ -18,6 +18,7 @@ import numpy as np
 
 from ..cloud.registry import Registry
 from .demo_data import DemoEnvironment
+from .demo_label import AddedLabel
 from .demo_scoring import StudentScores, accuracy, ask_fm, score_student
 from .timeline import ROUTES
 
@@ -32,14 +33,14 @@ class EnvironmentRun:
         summary: the agent's own, see `edgefm.edge.agent.Summary`.
         alarms: drift alarms that the cloud raised meanwhile: `kind`, `time_s` since the run began, `agreement` with the FM
             since the evidence began, and `baseline`, what it was when the version was new.
-        added_label: its name and the share of its scoring images that the FM called so before it was added.
+        added_label: that was held back at first.
     """
 
     environment: DemoEnvironment
     records: list[Record]
     summary: dict[str, Any]
     alarms: list[dict[str, Any]]
-    added_label: tuple[str, float | None] | None
+    added_label: AddedLabel | None
 
 
 def assemble(
@@ -126,12 +127,15 @@ def _score(
     }
     added = None
     if run.added_label is not None:
-        name, before = run.added_label
-        own = truth == name
+        label = run.added_label
+        own = truth == label.name
         added = {
-            "name": name,
+            "name": label.name,
             "environment": environment.name,
-            "recognised_before": before,
+            "recognised_before": label.before,
+            "fm_by_text": label.plain,
+            "fm_described": label.described,
+            "descriptions": list(label.descriptions),
             "recognised_after": accuracy(system[own], truth[own]) if own.any() else None,
         }
     return scored, added

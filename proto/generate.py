@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCE = "edgefm/proto/v1/edgefm.proto"
+SOURCES = [f"edgefm/proto/v1/{name}.proto" for name in ("edgefm", "language")]
 
 
 def generate(out: Path) -> list[Path]:
-    """Writes `edgefm_pb2.py`, `edgefm_pb2_grpc.py` and their stubs into `out`; returns the files."""
+    """Writes `NAME_pb2.py`, `NAME_pb2_grpc.py` and their stubs of each contract into `out`; returns the files."""
     with tempfile.TemporaryDirectory() as tmp:
         # The plugins of mypy-protobuf lie beside the interpreter, which need not be on PATH.
         plugins = [
@@ -31,11 +31,11 @@ def generate(out: Path) -> list[Path]:
             f"-Iedgefm/proto={HERE}",
             *plugins,
             *outs,
-            SOURCE,
+            *SOURCES,
         ]
         subprocess.run(command, check=True)
         out.mkdir(parents=True, exist_ok=True)
-        made = sorted((Path(tmp) / SOURCE).parent.iterdir())
+        made = sorted((Path(tmp) / SOURCES[0]).parent.iterdir())
         return [Path(shutil.copy(file, out / file.name)) for file in made]
 
 

@@ -13,6 +13,10 @@ FETCH_CHUNK_BYTES = 32 * 1024
 MAX_LABELS_PER_CALL = 10_000
 MAX_NAME_LENGTH = 64
 MAX_REFUSALS_PER_CALL = 100
+MAX_MESSAGES_PER_CALL = 100
+"""Of a conversation with the language model."""
+MAX_TEXT_LENGTH = 100_000
+"""Characters of one of them."""
 DEFAULT_PORT = 50061
 MAX_PORT = 65_535
 PUSHBACK_KEY = "grpc-retry-pushback-ms"

@@ -70,6 +70,18 @@ def synclip():
 
 
 @pytest.fixture(scope="session")
+def smollm2():
+    """The real language model's weights, opened; skips where they have not been fetched."""
+    from edgefm.deploy.weights import WEIGHTS
+    from edgefm.models.language.weights import open_checkpoint
+
+    path = WEIGHTS["smollm2"].path
+    if not path.is_file():
+        pytest.skip("no weights of SmolLM2 in the cache; edgefm weights get smollm2")
+    return open_checkpoint(path)
+
+
+@pytest.fixture(scope="session")
 def make_picture() -> Callable[[int], Image.Image]:
     """Seeded pictures of coloured blocks: cheap, distinct, and not noise, so that JPEG keeps them."""
 

@@ -234,6 +234,38 @@ def labels(
     _measured(lambda: bench_labels(data, path, earlier, Console()), json_file)
 
 
+def scheduling(
+    lengths: Annotated[Path, typer.Option(help="JSON list of objects with answers' lengths: L_t0.0, L_t0.3, ...")],
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="JSON Lines with a question each, to answer live. [none: recorded lengths alone]"),
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Of the recorded ones.", min=1)] = 1024,
+    live: Annotated[int, typer.Option(help="Questions answered under every policy.", min=1)] = 48,
+    history: Annotated[
+        int, typer.Option(help="Questions before them, whose answers' lengths are learned.", min=1)
+    ] = 48,
+    weights: Annotated[
+        Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or quantised.")] = "quantised",
+    json_file: JsonFile = None,
+) -> None:
+    """The language model's requests per second: static batches, sequence scheduling, continuous batching. Minutes."""
+    from ..weights import found_weights
+
+    if precision not in ("float32", "bfloat16", "quantised"):
+        raise ConfigError(f"--precision is float32, bfloat16 or quantised, got {precision!r}")
+    path = found_weights("smollm2") if weights is None else weights
+    with extra("cloud"):
+        from rich.console import Console
+
+        from ..bench.scheduling import bench_scheduling
+    _measured(
+        lambda: bench_scheduling(path, lengths, questions, requests, live, history, precision, Console()), json_file
+    )
+
+
 def _counts(name: str, text: str, least: int) -> tuple[int, ...]:
     """Ascending numbers from a flag's comma-separated text."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,9 +35,14 @@ def cloud(
         int | None, typer.Option(help="Serve Prometheus metrics there; 0 takes a free one, without it none are served.")
     ] = None,
     metrics_host: Annotated[str | None, typer.Option(help="Address of the metrics. [127.0.0.1]")] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(help="Language model: smollm2, a GGUF file or a folder of safetensors; without it none runs."),
+    ] = None,
 ) -> None:
     """Runs the cloud: the FM behind gRPC, the sample store, customization and the registry of versions."""
     from ...cloud.config import CloudConfig
+    from ..weights import with_packaged
 
     flags = {
         "data_dir": data_dir,
@@ -53,8 +59,11 @@ def cloud(
         "retention_days": retention_days,
         "metrics_port": metrics_port,
         "metrics_host": metrics_host,
+        "language.model": language,
     }
     settings = load_config(CloudConfig, "cloud", config, flags)  # its errors come before the slow imports
+    model = with_packaged(settings.language.model)
+    settings = replace(settings, language=replace(settings.language, model=model))
     with extra("cloud"):
         import asyncio
 

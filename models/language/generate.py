@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.most < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        if self.most < 1 or not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ConfigError(
                 f"sampling needs most >= 1, temperature >= 0 and top_p in (0, 1], got {self.most}, {self.temperature}, "
                 f"{self.top_p}"

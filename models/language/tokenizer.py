@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer
 from tokenizers.pre_tokenizers import Sequence as Steps
 
-from ..errors import ModelError
+from ..errors import InputError, ModelError
 from .weights import Checkpoint
 
 SEPARATORS = frozenset(".,?!;: \t\n")
@@ -43,6 +43,7 @@ class TextTokenizer:
         self._template = template
         self._special = dict(special)
         self.ends = frozenset(ends)
+        self._controls = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
@@ -55,7 +56,16 @@ class TextTokenizer:
         return self._tokenizer.decode(list(tokens))
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """A conversation up to where the assistant answers. Raises ModelError: the model has no chat template, or a bad one."""
+        """A conversation up to where the assistant answers.
+
+        Raises:
+            ModelError: the model has no chat template, or a bad one.
+            InputError: a message holds a special token, which could end its turn and speak for another role.
+        """
+        for message in messages:
+            found = next((token for token in self._controls if token in message["content"]), None)
+            if found is not None:
+                raise InputError(f"a message may not hold {found!r}, which means something to the model; leave it out")
         if self._template is None:
             raise ModelError("this model has no chat template; it is no instruction model")
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
@@ -73,6 +83,33 @@ class TextTokenizer:
         """(vocabulary,) bool: which tokens are separators."""
         texts = (self.decode([token]) for token in range(len(self)))
         return torch.tensor([bool(text) and SEPARATORS.issuperset(text) for text in texts])
+
+
+class TextStream:
+    """Text of tokens that come one by one; a character of several tokens waits for its last.
+
+    Args:
+        decode: tokens to text.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._tokens: list[int] = []  # since the last whole character
+        self._known = ""  # of them
+
+    def push(self, token: int) -> str:
+        """What is new and whole."""
+        self._tokens.append(token)
+        text = self._decode(self._tokens)
+        if text.endswith("\ufffd"):
+            return ""
+        new = text[len(self._known) :]
+        self._tokens, self._known = [token], self._decode([token])
+        return new
+
+    def rest(self) -> str:
+        """What never became whole."""
+        return self._decode(self._tokens)[len(self._known) :]
 
 
 def _refuse(message: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from edgefm.deploy.camera import DAY, walk
+from edgefm.deploy.weights import WEIGHTS
 
 COMMAND = [sys.executable, "-m", "edgefm.deploy.cli", "demo"]
 
@@ -56,6 +57,8 @@ def test_its_json_has_the_documented_keys_and_nothing_is_lost(photographs, tmp_p
     assert result["latency_ms"]["cloud"].keys() == {"p50", "p95", "mean", "predicted_mean"}
     assert result["bytes_up"] > 0 and result["bytes_down"] > 5_000_000  # the student came over the link
     assert result["added_label"]["recognised_before"] == 0.0 and result["added_label"]["recognised_after"] > 0.5
+    if WEIGHTS["smollm2"].path.is_file():
+        assert result["added_label"]["descriptions"] and result["added_label"]["fm_described"] > 0.5
     assert {"machine", "versions", "seed", "command", "date"} <= result["environment"].keys()
     assert (output / "report.html").stat().st_size > 10_000
     assert str(photographs) not in result_file.read_text()

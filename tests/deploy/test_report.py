@@ -64,7 +64,15 @@ def make_result(environments: tuple[str, ...] = ("wild", "town")) -> dict[str, A
         "answers": {"total": 24_690, "edge": 18_000, "cloud": 6_600, "fallback": 90, "lost": 7},
         "bytes_up": 123_456_789,
         "bytes_down": 2_345_678,
-        "added_label": {"name": "otter", "environment": "wild", "recognised_before": 0.0, "recognised_after": 0.8125},
+        "added_label": {
+            "name": "otter",
+            "environment": "wild",
+            "recognised_before": 0.0,
+            "fm_by_text": 0.75,
+            "fm_described": 0.875,
+            "descriptions": ["An otter is a sleek brown animal."],
+            "recognised_after": 0.8125,
+        },
         "objective": {"name": "accuracy_target", "target": 0.96},
         "settings": '# fewer samples\ncloud.drift.window = 40\n\n# cheaper\ncloud.student = "lite0-64"\n',
         "link": {"uplink": "trace lte, 1 to 38 Mbit/s", "downlink": "50 Mbit/s", "propagation_ms": 20},
@@ -147,7 +155,7 @@ def test_ids_are_unique_and_references_resolve(text: str) -> None:
 
 def test_everything_from_data_is_escaped(tmp_path) -> None:
     result, timeline = make_result((HOSTILE, "town")), make_timeline(300, (HOSTILE, "town"))
-    result["added_label"]["name"] = HOSTILE
+    result["added_label"] |= {"name": HOSTILE, "descriptions": [HOSTILE]}
     for key in ("machine", "command", "date"):
         result["environment"][key] = HOSTILE
     result["environment"]["versions"] = {HOSTILE: HOSTILE}
@@ -165,7 +173,7 @@ def test_tables_hold_the_figures_given(text: str) -> None:
     assert ["cloud", "6,600", "26.7 %", "73.5 ms", "1,131.4 ms", "88.8 ms", "91.2 ms"] in rows
     assert ["fallback", "90", "0.4 %", "252.2 ms", "258.6 ms", "253.0 ms", "–"] in rows
     assert ["lost", "7", "–", "–", "–", "–", "–"] in rows
-    assert ["otter", "wild", "0.0 %", "81.2 %"] in rows
+    assert ["otter", "wild", "0.0 %", "75.0 %", "87.5 %", "81.2 %"] in rows
     assert ["bytes up", "123,456,789 B"] in rows
     assert ["seed", "7"] in rows
 
@@ -177,6 +185,7 @@ def test_summary_says_what_the_figures_say() -> None:
     assert "Lost: 7" in text
     assert "the edge share went from 66.1 % to 74.4 %" in text
     assert "stays at 96.0 %" in text
+    assert "described it: “An otter is a sleek brown animal.” The FM alone answers right on 75.0 %" in text
     worse = copy.deepcopy(result)
     worse["environments"][0]["edge_share"][-1][1] = 0.5
     assert "from 66.1 % to 50.0 %" in " ".join(summarize(worse)).replace("\u00a0", " ")

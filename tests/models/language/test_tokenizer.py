@@ -5,21 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from edgefm.deploy.weights import WEIGHTS
 from edgefm.models.errors import ModelError
 from edgefm.models.language.decoder import Decoder
 from edgefm.models.language.generate import Sampling, generate
 from edgefm.models.language.tokenizer import TextTokenizer, tokenizer_of
 from edgefm.models.language.weights import Checkpoint, open_checkpoint
-
-SMOLLM2 = WEIGHTS["smollm2"]
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Checkpoint:
-    if not SMOLLM2.path.is_file():
-        pytest.skip("no weights of SmolLM2 in the cache; edgefm weights get smollm2")
-    return open_checkpoint(SMOLLM2.path)
 
 
 @pytest.fixture(scope="module")

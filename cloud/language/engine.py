@@ -1,0 +1,286 @@
+"""The language model for many callers at once: one thread that steps it, and an asyncio face."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from ...models.errors import DeadlineError, EdgeFMError, InputError, ModelError, OverloadedError
+from ...models.language.generate import Sampling
+from ...models.language.tokenizer import Message, TextTokenizer
+from .generation import Generation
+from .lengths import ASKED_TOKENS, LearnedLengths, asked_length, question
+from .machine import DecoderMachine
+from .scheduling import Policy, Scheduler
+
+T = TypeVar("T")
+log = logging.getLogger("edgefm.cloud.language")
+
+_CLOSE_PATIENCE_S = 5.0
+_RETRY_MS = (100, 60_000)
+_FORGET = 0.2
+"""Weight of the latest answer in the measured time between two ends."""
+_LONGEST_SHARED = 1024
+"""Tokens of a beginning that is kept for others."""
+
+
+@dataclass(eq=False)
+class _Caller:
+    generation: Generation
+    kind: str
+    loop: asyncio.AbstractEventLoop
+    news: asyncio.Queue[int | EdgeFMError | None] = field(default_factory=asyncio.Queue)
+    given: int = 0  # tokens that have been passed on; the thread's
+
+
+class Observer(Protocol):
+    def answered(self, kind: str, tokens: int, predicted: int, seconds: float) -> None: ...
+
+
+class LanguageEngine:
+    """Args:
+    context: tokens that a sequence may have.
+    asks: the model guesses the length of its own answers; otherwise they are learned.
+    max_queue: callers that wait for a place, at most.
+
+    Attributes:
+        observer: told of every answer that came to its end.
+        failure: why the last step failed; None while it works.
+    """
+
+    def __init__(
+        self,
+        machine: DecoderMachine,
+        tokenizer: TextTokenizer,
+        policy: Policy,
+        cache_blocks: int,
+        context: int,
+        max_queue: int,
+        asks: bool = False,
+    ) -> None:
+        self._machine, self._tokenizer = machine, tokenizer
+        self._scheduler = Scheduler(machine, policy, cache_blocks)
+        self._context, self._max_queue, self._asks = context, max_queue, asks
+        self._lengths = LearnedLengths()
+        self._callers: dict[Generation, _Caller] = {}
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._between_s, self._last_end = 0.5, 0.0
+        self._thread = threading.Thread(target=self._run, name="language", daemon=True)
+        self.observer: Observer | None = None
+        self.failure: str | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Callers that still wait get an error."""
+        self._jobs.put(None)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _CLOSE_PATIENCE_S)
+        for caller in list(self._callers.values()):
+            caller.news.put_nowait(ModelError("the cloud is stopping"))
+
+    @property
+    def waiting(self) -> int:
+        return self._scheduler.waiting
+
+    @property
+    def running(self) -> int:
+        return self._scheduler.running
+
+    @property
+    def blocks_used(self) -> int:
+        return self._scheduler.blocks_used
+
+    @property
+    def preempted(self) -> int:
+        """Answers that gave their place up for want of cache blocks, and went on later."""
+        return self._scheduler.preempted
+
+    # ---- what callers ask
+
+    async def generate(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        kind: str,
+        owner: str = "",
+        deadline_ms: float = 0,
+        begun: str = "",
+    ) -> AsyncIterator[int]:
+        """Tokens of the answer as they come, behind the words that it has begun with.
+
+        Raises:
+            InputError: the conversation is too long.
+            OverloadedError: too many wait; come again after `retry_after_ms`.
+            DeadlineError: not done after `deadline_ms`; 0 waits as long as it takes.
+            ModelError: the model failed.
+        """
+        ends_at = time.perf_counter() + deadline_ms / 1e3 if deadline_ms else None
+        prompt = [*self._tokenizer.chat(messages), *self._tokenizer.encode(begun)]
+        predicted = (
+            await self._asked(messages, sampling.most, owner, ends_at)
+            if self._asks
+            else self._lengths.predict(prompt, sampling.most, kind)
+        )
+        shared = self._shared(messages, prompt)
+        async for token in self._answer(Generation(prompt, sampling, predicted, shared, owner), kind, ends_at):
+            yield token
+
+    async def scores(self, messages: Sequence[Message], begun: str, continuations: Sequence[str]) -> list[float]:
+        """Log-probability, in nats, of each continuation of an answer that has begun with `begun`.
+
+        Raises:
+            InputError: the conversation is too long.
+            OverloadedError, ModelError: as `generate`.
+        """
+        self._admit()
+        prompt = self._tokenizer.chat(messages)
+        shared = self._shared(messages, prompt)
+        prompt = [*prompt, *self._tokenizer.encode(begun)]
+        following = [self._tokenizer.encode(text) for text in continuations]
+        self._check(len(prompt) + max(map(len, following), default=0))
+        return await self._in_thread(lambda: self._machine.scores(prompt, shared, following))
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens)
+
+    def count(self, text: str) -> int:
+        """Tokens."""
+        return len(self._tokenizer.encode(text))
+
+    # ---- inside, on the event loop
+
+    async def _asked(self, messages: Sequence[Message], most: int, owner: str, ends_at: float | None) -> int:
+        prompt, sampling = self._tokenizer.chat(question(messages)), Sampling(most=ASKED_TOKENS)
+        guess = Generation(prompt, sampling, ASKED_TOKENS, self._shared(messages, prompt), owner)
+        return asked_length(self.text([token async for token in self._answer(guess, "length", ends_at)]), most)
+
+    async def _answer(self, generation: Generation, kind: str, ends_at: float | None) -> AsyncIterator[int]:
+        self._admit()
+        self._check(len(generation.prompt) + generation.most)
+        self._scheduler.check(generation)
+        caller = _Caller(generation, kind, asyncio.get_running_loop())
+        self._callers[generation] = caller
+        began = time.perf_counter()
+        self._jobs.put(lambda: self._scheduler.submit(generation))
+        try:
+            while True:
+                left = None if ends_at is None else max(ends_at - time.perf_counter(), 0)
+                try:
+                    news = await asyncio.wait_for(caller.news.get(), left)
+                except asyncio.TimeoutError:
+                    text = f"the answer was not done in time; {len(generation.tokens)} of up to {generation.most} tokens were"
+                    raise DeadlineError(text) from None
+                if news is None:
+                    self._learn(caller, time.perf_counter() - began)
+                    return
+                if isinstance(news, EdgeFMError):
+                    raise news
+                yield news
+        finally:
+            del self._callers[generation]
+            if not generation.ended:
+                self._jobs.put(lambda: self._scheduler.cancel(generation))
+
+    def _admit(self) -> None:
+        """Raises `OverloadedError`."""
+        waiting = len(self._callers) - self._scheduler.running
+        if waiting >= self._max_queue:
+            hint = min(max(self._between_s * waiting * 1e3, _RETRY_MS[0]), _RETRY_MS[1])
+            raise OverloadedError(f"{waiting} requests wait for the language model already", round(hint))
+
+    def _check(self, tokens: int) -> None:
+        if tokens > self._context:
+            raise InputError(
+                f"prompt and answer together may have {self._context} tokens, got up to {tokens}; shorten one of them"
+            )
+
+    def _learn(self, caller: _Caller, seconds: float) -> None:
+        generation, now = caller.generation, time.perf_counter()
+        if self._last_end:
+            self._between_s += _FORGET * (min(now - self._last_end, seconds) - self._between_s)
+        self._last_end = now
+        if caller.kind == "length":
+            return
+        self._lengths.learn(generation.prompt, generation.most, caller.kind, len(generation.tokens))
+        if self.observer is not None:
+            self.observer.answered(caller.kind, len(generation.tokens), generation.predicted, seconds)
+
+    def _shared(self, messages: Sequence[Message], prompt: Sequence[int]) -> int:
+        """How far the prompt is what its system message alone makes of it."""
+        system: list[Message] = [messages[0]] if messages[0]["role"] == "system" else []
+        probe = self._tokenizer.chat([*system, {"role": "user", "content": "\n"}])
+        common = next((i for i, (a, b) in enumerate(zip(prompt, probe, strict=False)) if a != b), 0)
+        return common if common <= _LONGEST_SHARED else 0
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Between two steps."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def settle(set_it: Callable[[T], None] | Callable[[BaseException], None], value: T | BaseException) -> None:
+            if not future.done():
+                set_it(value)  # pyright: ignore[reportArgumentType]
+
+        def run() -> None:
+            try:
+                found = work()
+            except EdgeFMError as error:
+                loop.call_soon_threadsafe(settle, future.set_exception, error)
+            except Exception as error:
+                failed = ModelError(f"the language model failed: {error}")
+                loop.call_soon_threadsafe(settle, future.set_exception, failed)
+            else:
+                loop.call_soon_threadsafe(settle, future.set_result, found)
+
+        self._jobs.put(run)
+        return await future
+
+    # ---- inside, in the thread
+
+    def _run(self) -> None:
+        while True:
+            if self._scheduler.idle or not self._jobs.empty():
+                job = self._jobs.get()
+                if job is None:
+                    return
+                try:
+                    job()
+                except Exception:  # a bug; the others' answers go on
+                    log.exception("event=language_job_failed")
+                continue
+            try:
+                moved = self._scheduler.advance()
+                self.failure = None
+            except Exception as error:
+                log.exception("event=language_failed")
+                self.failure = str(error) or type(error).__name__
+                for generation in self._scheduler.abandon():
+                    self._tell(generation, [ModelError(f"the language model failed: {self.failure}")])
+                continue
+            for generation in moved:
+                self._pass_on(generation)
+
+    def _pass_on(self, generation: Generation) -> None:
+        caller = self._callers.get(generation)
+        if caller is not None:
+            new: list[int | EdgeFMError | None] = [*generation.tokens[caller.given :]]
+            caller.given = len(generation.tokens)
+            self._tell(generation, [*new, None] if generation.ended else new)
+
+    def _tell(self, generation: Generation, news: Sequence[int | EdgeFMError | None]) -> None:
+        caller = self._callers.get(generation)
+        if caller is None:
+            return
+
+        def put() -> None:
+            for item in news:
+                caller.news.put_nowait(item)
+
+        caller.loop.call_soon_threadsafe(put)

@@ -1,0 +1,142 @@
+"""What the language model is asked, and what is made of its words: ranking what the FM is unsure of, and an operator's questions.
+
+Its own words decide nothing here: a ranking adds, to what the FM said, how much likelier the model finds a label once it has been
+told of the place than it found it before. What it then writes as a reason is its words, and no evidence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...models.errors import LabelError
+from ...models.language.tokenizer import Message
+from ...models.pool import UNKNOWN, LabelPool
+from ...proto.v1 import edgefm_pb2 as pb
+
+MOST_CANDIDATES = 20
+PRIOR_WEIGHT = 1.0
+"""Of what the place says against what the FM saw."""
+BEGUN = "It is a"
+
+_RANK = "You help a camera. You are told what it saw lately at a place, and name what it sees there now."
+_ASK = (
+    "You help the operator of a system in which small models on devices recognise things, and a large model in the cloud answers "
+    "what they are unsure of. Answer shortly, from these facts alone; if they do not tell, say that you do not know.\n"
+)
+_PER_LABEL = 1
+"""Descriptions of a label that are told, at most."""
+_MOST_TOLD = 30
+"""Labels and recent answers that are told, at most."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    label: str
+    probability: float
+    fm_probability: float
+
+
+def fm_log_probabilities(pool: LabelPool, candidates: Mapping[str, float]) -> dict[str, float]:
+    """Of each candidate and of `UNKNOWN`, whose similarity is the pool's floor.
+
+    Args:
+        candidates: similarity of each label, cosines.
+
+    Raises:
+        LabelError: none, too many, or one that is not in the pool.
+    """
+    if not 0 < len(candidates) <= MOST_CANDIDATES:
+        raise LabelError(f"a ranking is of 1 to {MOST_CANDIDATES} candidates, got {len(candidates)}")
+    foreign = [label for label in candidates if label not in pool.labels and label != UNKNOWN]
+    if foreign:
+        raise LabelError(f"not in the pool: {foreign[0]!r}; candidates come from Recognize")
+    similarities = np.array([*candidates.values(), pool.unknown_floor], np.float64)
+    if not (np.abs(similarities) <= 1.01).all():
+        raise LabelError("a candidate's similarity is a cosine, between -1 and 1")
+    scaled = similarities / pool.temperature
+    found = scaled - scaled.max()
+    found -= np.log(np.exp(found).sum())
+    return dict(zip([*(label for label in candidates if label != UNKNOWN), UNKNOWN], found.tolist(), strict=False))
+
+
+def rank_messages(
+    environment: str, recent: Sequence[str], descriptions: Mapping[str, Sequence[str]], candidates: Sequence[str]
+) -> list[Message]:
+    """The place as the model is told of it; `recent` answers oldest first."""
+    lines = [f"Place: {environment}."]
+    if recent:
+        lines.append(f"Seen there lately: {_counted(recent)}.")
+    for label in candidates:
+        told = " ".join(descriptions.get(label, ())[:_PER_LABEL])
+        lines.append(f"Maybe it is: {label}.{' ' + told if told else ''}")
+    return [
+        {"role": "system", "content": _RANK},
+        {"role": "user", "content": "\n".join([*lines, "What does the camera see now?"])},
+    ]
+
+
+def rank_messages_without(candidates: Sequence[str]) -> list[Message]:
+    """The same question before the model has been told anything of the place."""
+    return rank_messages("unknown", (), {}, candidates)
+
+
+def ranking(
+    fm: Mapping[str, float], told: Mapping[str, float], untold: Mapping[str, float], tokens: Mapping[str, int]
+) -> list[Ranked]:
+    """Likeliest first.
+
+    Args:
+        fm: log-probabilities of the labels by the FM.
+        told, untold: log-probabilities of the labels' words by the language model, with and without the place; per token their
+            difference is what the place says, so that a long label does not count for more.
+    """
+    joint = np.array([fm[label] + PRIOR_WEIGHT * (told[label] - untold[label]) / tokens[label] for label in fm])
+    p = np.exp(joint - joint.max())
+    p /= p.sum()
+    found = [Ranked(label, float(share), float(np.exp(fm[label]))) for label, share in zip(fm, p, strict=True)]
+    return sorted(found, key=lambda one: -one.probability)
+
+
+def reason_messages(messages: Sequence[Message]) -> list[Message]:
+    return [*messages[:-1], {"role": "user", "content": f"{messages[-1]['content']} Give the reason in one sentence."}]
+
+
+def first_sentence(text: str) -> str:
+    text = " ".join(text.split())
+    end = text.find(". ")
+    return text if end < 0 else text[: end + 1]
+
+
+def ask_messages(
+    question: str, status: pb.EnvironmentStatus, labels: Sequence[str], recent: Sequence[str]
+) -> list[Message]:
+    """The facts come first, as the system's words: one environment's questions share them until they change."""
+    facts = [
+        f"Environment: {status.environment}.",
+        f"Labels: {', '.join(labels[:_MOST_TOLD])}{', ...' if len(labels) > _MOST_TOLD else ''}.",
+        f"Student: {status.student_profile}, version {status.student_version}.",
+        f"Samples labelled by the foundation model: {status.samples_labelled}; stored: {status.samples_stored}.",
+    ]
+    if status.HasField("agreement"):
+        agreement = status.agreement
+        facts.append(
+            f"Student and foundation model agree on {agreement.share:.0%} of the latest {agreement.samples} samples."
+        )
+    facts.append(
+        "Drift alarms: "
+        + ("; ".join(f"{alarm.kind}, raised" for alarm in status.alarms) if status.alarms else "none")
+        + "."
+    )
+    if status.refusals:
+        facts.append(f"Versions refused by devices lately: {len(status.refusals)}.")
+    facts.append(f"Answers of the foundation model lately: {_counted(recent) if recent else 'none'}.")
+    return [{"role": "system", "content": _ASK + "\n".join(facts)}, {"role": "user", "content": question}]
+
+
+def _counted(labels: Sequence[str]) -> str:
+    counts = Counter(labels)
+    return ", ".join(f"{label} ({count})" for label, count in counts.most_common(_MOST_TOLD))
