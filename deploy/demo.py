@@ -36,6 +36,8 @@ LINK_OUTAGE_S = (32.0, 4.0)
 DATA_FRAMES = 3000
 ADD_LABEL_AT = 0.1
 """Fraction of the first environment's frames after which the held-back label is added."""
+DESCRIPTION_PATIENCE_S = 60.0
+"""How long a stream that has ended waits for the language model's description."""
 _RECENT = 200
 _SETTINGS = """# A demo lasts minutes: its drift tests look back over fewer samples than those of a service.
 cloud.drift.baseline = 100
@@ -215,6 +217,8 @@ class _Session:
                     table.event(f"{environment.name}: label {label_to_add!r} added by its text")
                 elif addition.described():
                     table.event(f"{environment.name}: {label_to_add!r} described by the language model")
+            if addition is not None:
+                addition.wait(DESCRIPTION_PATIENCE_S)
             assert child.stdout is not None
             summary = child.stdout.read()
             if child.wait() != 0:

@@ -56,6 +56,13 @@ class LabelAddition:
         self._pending = self._describe
         return len(pool.labels)
 
+    def wait(self, patience_s: float) -> None:
+        """Until descriptions have come, or will not."""
+        until = time.monotonic() + patience_s
+        while self._pending and time.monotonic() < until:
+            self.described()
+            time.sleep(_EVERY_S)
+
     def described(self) -> bool:
         """Whether descriptions have come since the last look."""
         if not self._pending or self.result is None or time.monotonic() < self._next_s:

@@ -40,7 +40,7 @@ _BATCH = 32
 
 
 @dataclass(frozen=True)
-class _Scored:
+class Scored:
     """M images of a data set with what they show."""
 
     name: str
@@ -48,7 +48,7 @@ class _Scored:
     truth: np.ndarray  # (M,) str
 
     @classmethod
-    def open(cls, path: Path, model: FoundationModel) -> _Scored:
+    def open(cls, path: Path, model: FoundationModel) -> Scored:
         frames = list(readable(open_source(path, "val/")))
         truth = np.array([PurePosixPath(frame.sample_id).parts[-2] for frame in frames], dtype=object)
         parts = [frames[start : start + _BATCH] for start in range(0, len(frames), _BATCH)]
@@ -66,7 +66,7 @@ def bench_labels(data: Sequence[Path], weights: Path, earlier: Path | None, cons
         InputError: a data set with a class that has no other name, or no such results.
     """
     model, others = load_foundation_model("synclip"), _other_names()
-    places = [_Scored.open(path, model) for path in data]
+    places = [Scored.open(path, model) for path in data]
     classes = {place.name: sorted(set(place.truth)) for place in places}
     unnamed = [label for labels in classes.values() for label in labels if label not in others]
     if unnamed:
@@ -121,7 +121,7 @@ def _written(weights: Path, labels: Sequence[str], console: Console) -> dict[str
 
 
 def _compared(
-    model: FoundationModel, place: _Scored, labels: Sequence[str], written: Mapping[str, tuple[str, ...]]
+    model: FoundationModel, place: Scored, labels: Sequence[str], written: Mapping[str, tuple[str, ...]]
 ) -> dict[str, Any]:
     """`labels`: names of the sorted classes, in their order."""
     shifted = (*labels[1:], labels[0])
@@ -146,7 +146,7 @@ def _compared(
     }
 
 
-def _right(pool: LabelPool, place: _Scored) -> tuple[np.ndarray, float]:
+def _right(pool: LabelPool, place: Scored) -> tuple[np.ndarray, float]:
     """(M,) 1 where the best label is the image's, and the share of images below the pool's floor."""
     found = pool.recognise(place.embeddings, top_k=1)
     classes = np.array(sorted(set(place.truth)), dtype=object)

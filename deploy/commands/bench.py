@@ -234,6 +234,27 @@ def labels(
     _measured(lambda: bench_labels(data, path, earlier, Console()), json_file)
 
 
+def ranking(
+    data: Annotated[list[Path], typer.Option(help="Folders or tars laid out train/<label>/, val/<label>/.")],
+    samples: Annotated[int, typer.Option(help="Of each place and seed.", min=1)] = 60,
+    seeds: Annotated[int, typer.Option(help="Repeats, each with other samples.", min=1)] = 3,
+    weights: Annotated[
+        Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """What the language model's ranking adds to the FM where the FM is least sure, beside counting what a place shows."""
+    from ..weights import found_weights
+
+    check_sources(data)
+    path = found_weights("smollm2") if weights is None else weights
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.ranking import bench_ranking
+    _measured(lambda: bench_ranking(data, path, samples, seeds, Console()), json_file)
+
+
 def scheduling(
     lengths: Annotated[Path, typer.Option(help="JSON list of objects with answers' lengths: L_t0.0, L_t0.3, ...")],
     questions: Annotated[
