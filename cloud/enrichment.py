@@ -94,6 +94,11 @@ class Enrichment:
         """Why the language model did not describe it; empty: it did, or was not asked."""
         return self._of(environment).failed.get(label, "")
 
+    @property
+    def possible(self) -> bool:
+        """There is a language model to ask."""
+        return self._describer is not None
+
     def require(self) -> Describer:
         """Raises `NoLanguageModelError` when there is none to ask."""
         if self._describer is None:

@@ -172,14 +172,19 @@ class Environments:
             log.info("event=registered environment=%s labels=%d student=%s", environment, len(wanted), profile.name)
             return list(pool.warnings)
 
-    async def add_labels(self, environment: str, labels: Sequence[str], describe: bool = False) -> LabelPool:
-        """Adds all or none; with `describe`, the language model is asked what they look like and the pool rebuilt later.
+    async def add_labels(self, environment: str, labels: Sequence[str], describe: bool | None = None) -> LabelPool:
+        """Adds all or none; the pool is rebuilt later with what the language model says of them.
+
+        Args:
+            describe: whether it is asked; None: if there is one.
 
         Raises:
             LabelExistsError: one is there already.
             NoLanguageModelError: there is none to ask; nothing is added then.
         """
-        if describe:
+        if describe is None:
+            describe = self.enrichment.possible
+        elif describe:
             self.enrichment.require()
         pool = await self.pools.add(environment, labels)
         if describe:

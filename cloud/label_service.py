@@ -29,7 +29,8 @@ class LabelService(rpc.EdgeFMServicer):
 
     async def AddLabels(self, request: pb.AddLabelsRequest, context: Context) -> pb.LabelPool:  # noqa: N802
         await check_count(request.labels, context)
-        change = self._environments.add_labels(request.environment or BASE, request.labels, request.describe)
+        describe = request.describe if request.HasField("describe") else None
+        change = self._environments.add_labels(request.environment or BASE, request.labels, describe)
         return self._message(request.environment, await translated(change, context))
 
     async def RemoveLabels(self, request: pb.RemoveLabelsRequest, context: Context) -> pb.LabelPool:  # noqa: N802

@@ -72,8 +72,8 @@ class Operator:
     def list_labels(self, environment: str) -> PoolView:
         return _view(self._call(self._stub.ListLabels, pb.ListLabelsRequest(environment=environment)))
 
-    def add_labels(self, environment: str, labels: Sequence[str], describe: bool = False) -> PoolView:
-        """`describe`: the cloud's language model writes what they look like, some time after this call."""
+    def add_labels(self, environment: str, labels: Sequence[str], describe: bool | None = None) -> PoolView:
+        """`describe`: the cloud's language model writes what they look like, some time after this call; None: if it has one."""
         request = pb.AddLabelsRequest(environment=environment, labels=labels, describe=describe)
         return _view(self._call(self._stub.AddLabels, request))
 

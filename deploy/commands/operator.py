@@ -27,8 +27,8 @@ def add_labels(
     labels: Annotated[list[str], typer.Argument(help="Any text, e.g. 'cup of coffee'.")],
     environment: Environment = "",
     describe: Annotated[
-        bool, typer.Option("--describe", help="The cloud's language model writes what they look like.")
-    ] = False,
+        bool | None, typer.Option(help="The cloud's language model writes what they look like. [if it has one]")
+    ] = None,
     cloud: CloudAddress = None,
 ) -> None:
     """Adds labels; devices recognise them from their next pool on."""

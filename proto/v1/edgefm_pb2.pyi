@@ -618,7 +618,7 @@ class AddLabelsRequest(_message.Message):
     DESCRIBE_FIELD_NUMBER: _builtins.int
     environment: _builtins.str
     describe: _builtins.bool
-    """have the language model describe them, see DescribeLabels"""
+    """have the language model describe them, see DescribeLabels; unset: where there is one"""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -626,13 +626,15 @@ class AddLabelsRequest(_message.Message):
         *,
         environment: _builtins.str = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
-        describe: _builtins.bool = ...,
+        describe: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_describe", b"_describe", "describe", b"describe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["describe", b"describe", "environment", b"environment", "labels", b"labels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_describe", b"_describe", "describe", b"describe", "environment", b"environment", "labels", b"labels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__describe: _TypeAlias = _typing.Literal["describe"]  # noqa: Y015
+    _WhichOneofArgType__describe: _TypeAlias = _typing.Literal["_describe", b"_describe"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__describe) -> _WhichOneofReturnType__describe | None: ...
 
 Global___AddLabelsRequest: _TypeAlias = AddLabelsRequest  # noqa: Y015
 

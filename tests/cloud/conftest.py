@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from edgefm.cloud.batcher import Batched, DynamicBatcher
 from edgefm.cloud.config import CloudConfig, CustomizationConfig
+from edgefm.cloud.enrichment import Describer
 from edgefm.cloud.environments import Environments
 from edgefm.cloud.recognition import compare
 from edgefm.cloud.server import CloudServer
@@ -46,9 +47,9 @@ class Served:
 
 
 @contextmanager
-def _serve(config: CloudConfig) -> Iterator[Served]:
+def _serve(config: CloudConfig, describer: Describer | None = None) -> Iterator[Served]:
     """Starts a server, yields it with a client, and stops it; what `start` raises is raised here."""
-    server = CloudServer(config)
+    server = CloudServer(config, describer)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="cloud")
     thread.start()
@@ -67,7 +68,7 @@ def _serve(config: CloudConfig) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def serve() -> Callable[[CloudConfig], AbstractContextManager[Served]]:
+def serve() -> Callable[..., AbstractContextManager[Served]]:
     return _serve
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from edgefm.cloud.customize import Outcome
-from edgefm.cloud.environments import BASE, Environments
+from edgefm.cloud.environments import Environments
+from edgefm.cloud.label_pools import BASE
 from edgefm.cloud.trainer import customize
 from edgefm.deploy.camera import DAY, walk
 from edgefm.edge.sources import open_source

@@ -8,7 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from edgefm.models.errors import LabelError, ModelError, StoreError
-from edgefm.models.pool import UNKNOWN, LabelPool, check_labels, normalise
+from edgefm.models.pool import (
+    MAX_DESCRIPTION_LENGTH,
+    MAX_DESCRIPTIONS,
+    UNKNOWN,
+    LabelPool,
+    check_descriptions,
+    check_labels,
+    normalise,
+)
 
 
 def _pool(floor: float = -1.0, count: int = 3) -> LabelPool:
@@ -225,3 +233,47 @@ def test_a_file_that_grows_when_it_is_unpacked_is_no_pool():
     assert len(buffer.getvalue()) < 100_000
     with pytest.raises(ModelError, match="grow"):
         LabelPool.from_bytes(buffer.getvalue())
+
+
+# ---- descriptions
+
+DESCRIBED = {"owl": ("A bird with a flat face.", "Большие глаза"), "cat": ("A small predator.",)}
+
+
+def test_descriptions_are_kept_with_the_pool_and_are_no_part_of_its_version():
+    pool = replace(_pool(0.1), descriptions=DESCRIBED)
+    loaded = LabelPool.from_bytes(pool.to_bytes())
+    assert loaded.descriptions == DESCRIBED and loaded.version == pool.version == _pool(0.1).version
+    assert loaded.to_bytes() == pool.to_bytes()
+
+
+def test_a_pool_without_descriptions_is_the_file_that_it_always_was():
+    with np.load(io.BytesIO(_pool().to_bytes())) as file:
+        assert set(file) == {"labels", "embeddings", "foundation_model", "unknown_floor", "temperature", "warnings"}
+    assert LabelPool.from_bytes(_pool().to_bytes()).descriptions == {}
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"{", b'{"cat": 3}', b'{"cat": [3]}', b'{"cat": [""]}', b'{"cat": ["a\\u0000b"]}', b"\xff"]
+)
+def test_a_file_with_impossible_descriptions_is_no_pool(text):
+    with pytest.raises(ModelError, match="not a label pool"):
+        LabelPool.from_bytes(_npz(descriptions=np.frombuffer(text, np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [
+        ([" "], "non-empty printable text, got '' for 'cat'"),
+        (["a\x1b[31mb"], "printable"),
+        (["x" * (MAX_DESCRIPTION_LENGTH + 1)], f"at most {MAX_DESCRIPTION_LENGTH} characters, got 301 for 'cat'"),
+        ([str(i) for i in range(MAX_DESCRIPTIONS + 1)], f"at most {MAX_DESCRIPTIONS} descriptions, got 17 for 'cat'"),
+    ],
+)
+def test_unusable_descriptions_are_refused(texts, why):
+    with pytest.raises(LabelError, match=why):
+        check_descriptions("cat", texts)
+
+
+def test_descriptions_are_tidied():
+    assert check_descriptions("cat", [" a  b\nc", "a b c", "d"]) == ("a b c", "d")
