@@ -93,8 +93,8 @@ def _embedded(model: FoundationModel, labels: Sequence[str], descriptions: Mappi
     mixed = embeddings.copy()
     for row in np.unique(owners):
         described = normalise(texts[owners == row].mean(axis=0))
-        mixed[row] = (1 - DESCRIPTION_WEIGHT) * embeddings[row] + DESCRIPTION_WEIGHT * described
-    return normalise(mixed)
+        mixed[row] = normalise((1 - DESCRIPTION_WEIGHT) * embeddings[row] + DESCRIPTION_WEIGHT * described)
+    return mixed
 
 
 def load_foundation_model(uri: str) -> FoundationModel:

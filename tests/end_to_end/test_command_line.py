@@ -164,7 +164,16 @@ def test_labels_and_an_agent_from_the_command_line(edgefm, start_cloud, make_bro
     assert added.stderr.startswith("warning: 'quantum entanglement' is out of") and added.stderr.count("\n") == 1
     assert labels("list", "-e", "yard").stdout.splitlines() == ["tabby cat", "dog", "owl", "quantum entanglement"]
     assert labels("list").stdout.splitlines() == ["tabby cat", "dog"]
+    by_hand = labels("describe", "owl", "--text", "A bird with a flat face.", "--text", "Large eyes", "-e", "yard")
+    assert by_hand.stdout.startswith("4 labels, 1 described, pool "), by_hand
+    shown = labels("show", "-e", "yard")
+    assert "owl\n    A bird with a flat face.\n    Large eyes\nquantum" in shown.stdout and not shown.stderr
+    edited = tmp_path / "descriptions.txt"
+    edited.write_text(shown.stdout.replace("dog\n", "dog\n    A pet that barks.\n").replace("    Large eyes\n", ""))
+    assert labels("describe", "--file", edited, "-e", "yard").stdout.startswith("4 labels, 2 described, pool ")
+    assert labels("show", "-e", "yard").stdout == edited.read_text()
     for code, arguments, says in (
+        (7, ["describe", "owl", "-e", "yard"], "no language model"),
         (4, ["add", "owl", "-e", "yard"], "owl"),
         (4, ["remove", "fox", "-e", "yard"], "fox"),
         (4, ["add", " ", "-e", "yard"], "non-empty"),

@@ -101,13 +101,21 @@ def calls(cloud: Attacked, picture: bytes) -> dict[str, Message]:
         "ListLabels": pb.ListLabelsRequest(environment="yard"),
         "AddLabels": pb.AddLabelsRequest(environment="elsewhere", labels=["dog"]),
         "RemoveLabels": pb.RemoveLabelsRequest(environment="elsewhere", labels=["dog"]),
+        "DescribeLabels": pb.DescribeLabelsRequest(environment="yard", labels=["cat"]),
+        "SetDescriptions": pb.SetDescriptionsRequest(
+            environment="elsewhere", labels=[pb.LabelDescriptions(label="cat", texts=["Small."])]
+        ),
+        "ListDescriptions": pb.ListDescriptionsRequest(environment="yard", label="cat"),
         "Rollback": pb.RollbackRequest(environment="yard", version=0),
         "Report": pb.ReportRequest(device_id="d", environment="yard", refusals=[refusal]),
         "Status": pb.StatusRequest(environment="yard"),
     }
 
 
-STREAMS = {"Recognize": "stream_stream", "Upload": "stream_unary", "Watch": "unary_stream", "Fetch": "unary_stream"}
+STREAMS = {
+    **{"Recognize": "stream_stream", "Upload": "stream_unary", "Watch": "unary_stream", "Fetch": "unary_stream"},
+    "ListDescriptions": "unary_stream",
+}
 
 
 def send(cloud: Attacked, name: str, data: bytes) -> str:

@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 from edgefm.models.backbone_graphs import feature_graph
-from edgefm.models.errors import ConfigError
+from edgefm.models.errors import ConfigError, LabelError
 from edgefm.models.foundation import build_pool, load_foundation_model
 from edgefm.models.foundation.synclip import BACKBONE, shipped_means
 from edgefm.models.images import Preprocess
-from edgefm.models.pool import UNKNOWN
+from edgefm.models.pool import UNKNOWN, normalise
 from edgefm.models.runtime import OnnxModel
 from timm.data.imagenet_info import ImageNetInfo
 
@@ -113,6 +113,21 @@ def test_a_thousand_labels_build_a_pool(synclip):
     assert np.isfinite(pool.embeddings).all()
     assert len(np.unique(pool.embeddings.round(4), axis=0)) > 950  # names apart stay apart
     assert pool.recognise(pool.embeddings).indices[:, 0].tolist().count(0) < 5
+
+
+def test_descriptions_are_averaged_with_the_label_and_leave_the_others_alone(synclip):
+    texts = ["A grizzly is a large brown bear.", "It has claws and a hump."]
+    alone = build_pool(synclip, ["grizzly", "zxqv flooble"])
+    pool = build_pool(
+        synclip, ["grizzly", "zxqv flooble"], {"grizzly": texts, "owl": ["of another pool"], "zxqv flooble": []}
+    )
+    described = normalise(synclip.embed_labels(texts).mean(axis=0))
+    assert np.allclose(pool.embeddings[0], normalise(alone.embeddings[0] + described), atol=1e-6)
+    assert np.array_equal(pool.embeddings[1], alone.embeddings[1]) and pool.embeddings.dtype == np.float32
+    assert pool.descriptions == {"grizzly": tuple(texts)} and pool.version != alone.version
+    assert (pool.warnings, pool.unknown_floor) == (alone.warnings, alone.unknown_floor) and len(pool.warnings) == 1
+    with pytest.raises(LabelError, match="description"):
+        build_pool(synclip, ["grizzly"], {"grizzly": ["\0"]})
 
 
 def test_a_pool_carries_the_model_s_name_and_floor(synclip):
