@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +23,7 @@ from ...edge.frames import readable
 from ...edge.sources import open_source
 from ...models.errors import InputError
 from ...models.foundation import FoundationModel, build_pool, load_foundation_model
+from ...models.foundation.base import described_embeddings
 from ...models.language.decoder import Decoder
 from ...models.language.describe import descriptions, requests
 from ...models.language.generate import generate_batch
@@ -34,6 +34,8 @@ from ..demo_results import describe_environment
 from .learner import interval
 
 TEMPLATES = ("a photo of a {}.", "a close-up photo of a {}.", "a picture of the {}.", "an image that shows a {}.")
+WEIGHTS = (0.25, 0.5, 0.75, 1.0)
+"""Of the descriptions beside the label, scored for comparison; the product's is `edgefm.models.foundation.base`'s."""
 _TOGETHER = 4
 """Labels whose answers are decoded together."""
 _BATCH = 32
@@ -94,7 +96,7 @@ def bench_labels(data: Sequence[Path], weights: Path, earlier: Path | None, cons
 
 
 def _other_names() -> dict[str, str]:
-    return json.loads(resources.files(__package__).joinpath("other_names.json").read_text(encoding="utf-8"))
+    return json.loads(Path(__file__).with_name("other_names.json").read_text(encoding="utf-8"))
 
 
 def _earlier(path: Path, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -137,13 +139,28 @@ def _compared(
         right, unknown = _right(build_pool(model, labels, given), place)
         gains[name] = (right - alone[0]).tolist()
         scores[name] = {"accuracy": round(float(right.mean()), 4), "unknown": unknown, **_gain(gains[name])}
+    some = {label: written[label] for label in labels if written[label]}
+    in_front = {label: [f"{label}: {text}" for text in texts] for label, texts in some.items()}
+    pool = build_pool(model, labels)
+    weights = {
+        form: {str(weight): _accuracy(model, pool, given, weight, place) for weight in WEIGHTS}
+        for form, given in (("description", some), ("label: description", in_front))
+    }
     return {
         "labels": len(labels),
         "labels_described": sum(bool(written[label]) for label in labels),
         "images": len(place.truth),
         "scores": scores,
+        "accuracy_by_weight": weights,
         "gains": gains,
     }
+
+
+def _accuracy(
+    model: FoundationModel, pool: LabelPool, given: Mapping[str, Sequence[str]], weight: float, place: Scored
+) -> float:
+    mixed = replace(pool, embeddings=described_embeddings(model, pool.labels, given, weight))
+    return round(float(_right(mixed, place)[0].mean()), 4)
 
 
 def _right(pool: LabelPool, place: Scored) -> tuple[np.ndarray, float]:

@@ -74,7 +74,7 @@ def build_pool(
     described = {label: check_descriptions(label, descriptions[label]) for label in cleaned if descriptions.get(label)}
     return LabelPool(
         labels=cleaned,
-        embeddings=_embedded(model, cleaned, described),
+        embeddings=described_embeddings(model, cleaned, described),
         foundation_model=model.name,
         unknown_floor=model.unknown_floor,
         temperature=model.temperature,
@@ -83,8 +83,13 @@ def build_pool(
     )
 
 
-def _embedded(model: FoundationModel, labels: Sequence[str], descriptions: Mapping[str, tuple[str, ...]]) -> np.ndarray:
-    """(K, D) float32"""
+def described_embeddings(
+    model: FoundationModel,
+    labels: Sequence[str],
+    descriptions: Mapping[str, Sequence[str]],
+    weight: float = DESCRIPTION_WEIGHT,
+) -> np.ndarray:
+    """The mean as `build_pool` takes it: K labels -> (K, D) float32, L2-normalised; no sequence of `descriptions` is empty."""
     embeddings = model.embed_labels(labels)
     if not descriptions:
         return embeddings
@@ -93,7 +98,7 @@ def _embedded(model: FoundationModel, labels: Sequence[str], descriptions: Mappi
     mixed = embeddings.copy()
     for row in np.unique(owners):
         described = normalise(texts[owners == row].mean(axis=0))
-        mixed[row] = normalise((1 - DESCRIPTION_WEIGHT) * embeddings[row] + DESCRIPTION_WEIGHT * described)
+        mixed[row] = normalise((1 - weight) * embeddings[row] + weight * described)
     return mixed
 
 

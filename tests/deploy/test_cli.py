@@ -149,7 +149,11 @@ def test_every_error_has_the_code_that_help_promises():
         (7, ["labels", "list", "--cloud", NOBODY], "cloud"),
         (2, ["labels", "describe", "owl", "dog", "--text", "A pet.", "--cloud", NOBODY], "--file alone"),
         (2, ["labels", "describe", "--text", "A pet.", "--cloud", NOBODY], "--file alone"),
-        (4, ["labels", "describe", "--file", "none.txt", "--cloud", NOBODY], "cannot read the descriptions in none.txt"),
+        (
+            4,
+            ["labels", "describe", "--file", "none.txt", "--cloud", NOBODY],
+            "cannot read the descriptions in none.txt",
+        ),
         (7, ["rollback", "yard", "--cloud", NOBODY], "cloud"),
         (7, ["status", "--cloud", NOBODY], "cloud"),
         (2, ["--log-format", "xml", "status", "--cloud", NOBODY], "'xml'"),

@@ -125,7 +125,7 @@ def test_descriptions_are_averaged_with_the_label_and_leave_the_others_alone(syn
     assert np.allclose(pool.embeddings[0], normalise(alone.embeddings[0] + described), atol=1e-6)
     assert np.array_equal(pool.embeddings[1], alone.embeddings[1]) and pool.embeddings.dtype == np.float32
     assert pool.descriptions == {"grizzly": tuple(texts)} and pool.version != alone.version
-    assert (pool.warnings, pool.unknown_floor) == (alone.warnings, alone.unknown_floor) and len(pool.warnings) == 1
+    assert (pool.warnings, pool.unknown_floor) == (alone.warnings, alone.unknown_floor) and len(pool.warnings) == 2
     with pytest.raises(LabelError, match="description"):
         build_pool(synclip, ["grizzly"], {"grizzly": ["\0"]})
 

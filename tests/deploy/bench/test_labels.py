@@ -51,6 +51,8 @@ def test_every_cell_is_scored(data: Path, tmp_path: Path):
             gain = score["accuracy"] - row["scores"]["label alone"]["accuracy"]
             assert score["minus_label_alone"] == pytest.approx(gain, abs=2e-4)
             assert score["interval"][0] <= score["minus_label_alone"] <= score["interval"][1]
+        own_weight = row["accuracy_by_weight"]["description"]["0.5"]
+        assert own_weight == row["scores"]["described"]["accuracy"]
     assert other["scores"]["described"]["minus_label_alone"] == 0  # nothing describes them
     assert set(result["all"]) == {"all", "own", "other"} and result["descriptions"]["lion"] == [
         "A lion is a large cat."
