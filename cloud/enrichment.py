@@ -129,7 +129,7 @@ class Enrichment:
         self._work(environment)
 
     async def forget(self, environment: str, labels: Sequence[str]) -> None:
-        """Labels that were removed, or described by hand."""
+        """Labels that were removed, or are about to be described by hand."""
         asked, gone = self._of(environment), set(check_labels(labels))
         if gone & (asked.waiting.keys() | asked.failed.keys()):
             asked.forget(gone)
@@ -140,9 +140,13 @@ class Enrichment:
 
     def _work(self, environment: str) -> None:
         if environment not in self._jobs:
-            job = asyncio.create_task(self._describe(environment), name=f"describe-{environment}")
-            self._jobs[environment] = job
-            job.add_done_callback(lambda _: self._jobs.pop(environment, None))
+            self._jobs[environment] = asyncio.create_task(self._run(environment), name=f"describe-{environment}")
+
+    async def _run(self, environment: str) -> None:
+        try:
+            await self._describe(environment)
+        finally:  # at once, not in a callback a moment later: what is asked for then begins a job of its own
+            self._jobs.pop(environment, None)
 
     async def _describe(self, environment: str) -> None:
         asked = self._of(environment)

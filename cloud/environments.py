@@ -199,9 +199,10 @@ class Environments:
 
     async def set_descriptions(self, environment: str, descriptions: Mapping[str, Sequence[str]]) -> LabelPool:
         """By hand, see `LabelPools.describe`; what the language model was asked of these labels is dropped."""
-        pool = await self.pools.describe(environment, descriptions)
-        await self.enrichment.forget(environment, tuple(descriptions))
-        return pool
+        checked = self.pools.checked(environment, descriptions)
+        # First: what it has answered already is then stored before this, or not at all.
+        await self.enrichment.forget(environment, tuple(checked))
+        return await self.pools.describe(environment, checked)
 
     async def rollback(self, environment: str, version: int | None) -> StudentManifest:
         self.student(environment)

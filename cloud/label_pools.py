@@ -105,13 +105,18 @@ class LabelPools:
             LabelMissingError: one is not in the pool.
             LabelError: a description is unusable.
         """
+        async with self._change:
+            checked = self.checked(environment, descriptions)
+            pool = self.get(environment)[0]
+            return await self._changed(environment, pool.labels, {**pool.descriptions, **checked})
+
+    def checked(self, environment: str, descriptions: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+        """What `describe` would take, tidied; raises what it would."""
         labels = _some(tuple(descriptions))
-        checked = {
+        self._having(environment, labels)
+        return {
             label: check_descriptions(label, texts) for label, texts in zip(labels, descriptions.values(), strict=True)
         }
-        async with self._change:
-            pool = self._having(environment, labels)
-            return await self._changed(environment, pool.labels, {**pool.descriptions, **checked})
 
     def _having(self, environment: str, labels: Sequence[str]) -> LabelPool:
         pool = self.get(environment)[0]

@@ -199,8 +199,8 @@ def test_what_an_operator_does_meanwhile_wins(opened):
         async with opened(gated) as cloud:
             await cloud.enrichment.ask(BASE, LABELS)
             await asyncio.sleep(0.05)
-            await cloud.pools.describe(BASE, {"cat": ["By hand."]})
             await cloud.enrichment.forget(BASE, ["cat"])
+            await cloud.pools.describe(BASE, {"cat": ["By hand."]})
             await cloud.pools.remove(BASE, ["rocket"])  # nobody says so to the job: it finds out
             gated.gate.set()
             await cloud.settled()
