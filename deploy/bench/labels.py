@@ -59,7 +59,7 @@ class Scored:
 
 
 def bench_labels(data: Sequence[Path], weights: Path, earlier: Path | None, console: Console) -> dict[str, Any]:
-    """Accuracies, and differences to the label alone with 95 % intervals over images.
+    """Accuracies, and differences to the label alone with 95 % intervals.
 
     Args:
         earlier: results of an earlier run, whose descriptions are taken instead of asking the language model again.
@@ -137,7 +137,7 @@ def _compared(
     scores: dict[str, Any] = {"label alone": {"accuracy": round(float(alone[0].mean()), 4), "unknown": alone[1]}}
     for name, given in texts.items():
         right, unknown = _right(build_pool(model, labels, given), place)
-        gains[name] = (right - alone[0]).tolist()
+        gains[name] = [(right - alone[0])[place.truth == truth] for truth in sorted(set(place.truth))]
         scores[name] = {"accuracy": round(float(right.mean()), 4), "unknown": unknown, **_gain(gains[name])}
     some = {label: written[label] for label in labels if written[label]}
     in_front = {label: [f"{label}: {text}" for text in texts] for label, texts in some.items()}
@@ -171,9 +171,14 @@ def _right(pool: LabelPool, place: Scored) -> tuple[np.ndarray, float]:
     return right, round(float(found.unknown.mean()), 4)
 
 
-def _gain(gains: Sequence[float]) -> dict[str, Any]:
-    values = np.array(gains)
-    return {"minus_label_alone": round(float(values.mean()), 4), "interval": interval(values[None])}
+def _gain(gains: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Of the images of each label, -1, 0 or 1: their mean with intervals over images, and over labels as they came."""
+    values, of_labels = np.concatenate(gains), np.array([gain.mean() for gain in gains])
+    return {
+        "minus_label_alone": round(float(values.mean()), 4),
+        "interval": interval(values[None]),
+        "interval_over_labels": interval(of_labels[None]),
+    }
 
 
 def _together(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
