@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -26,18 +26,21 @@ from .errors import KernelError, StoreError, disk_reason
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 
-def load(package: str, name: str, functions: Sequence[str]) -> ctypes.CDLL:
-    """Builds a source file of a package unless it is in the cache, and loads it; its functions return nothing.
+def load(name: str, functions: Sequence[str], headers: Sequence[str] = ("vectors.h",)) -> ctypes.CDLL:
+    """Builds a source file unless it is in the cache, and loads it; its functions return nothing.
+
+    Args:
+        name, headers: below the package `edgefm.models`; a header is included by its file's name.
 
     Raises:
         KernelError: no compiler, or one that fails; says what to install.
         StoreError: the cache cannot be written.
     """
-    text = (files(package) / name).read_bytes()
-    key = hashlib.sha256(text + " ".join((*_FLAGS, *_compiler(), _processor())).encode()).hexdigest()[:16]
+    texts = [(files("edgefm.models") / file).read_bytes() for file in (name, *headers)]
+    key = hashlib.sha256(b"".join(texts) + " ".join((*_FLAGS, *_compiler(), _processor())).encode()).hexdigest()[:16]
     path = cache_dir() / f"{Path(name).stem}-{key}.so"
     if not path.exists():
-        _build(text, path)
+        _build(dict(zip([Path(file).name for file in (name, *headers)], texts, strict=True)), path)
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
@@ -69,12 +72,14 @@ def _processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def _build(text: bytes, path: Path) -> None:
+def _build(texts: Mapping[str, bytes], path: Path) -> None:
+    """Of texts by their files' names, the first is compiled."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="edgefm-kernels-", dir=path.parent) as folder:
-            source, built = Path(folder, "kernels.cpp"), Path(folder, "kernels.so")
-            source.write_bytes(text)
+            for name, text in texts.items():
+                Path(folder, name).write_bytes(text)
+            source, built = Path(folder, next(iter(texts))), Path(folder, "kernels.so")
             command = [*_compiler(), *_FLAGS, str(source), "-o", str(built)]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

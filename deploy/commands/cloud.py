@@ -75,8 +75,8 @@ def kernels() -> None:
     """Builds the language model's kernels for this processor, ahead of their first use, with its C++ compiler."""
     with extra("cloud"):
         from ...models.attention import cpu
-        from ...models.language import quantised
-    for library in (cpu.library(), quantised.library()):
+        from ...models.language import products, step
+    for library in (cpu.library(), products.library(), step.library()):
         typer.echo(library._name)
 
 

@@ -103,6 +103,7 @@ class GrowingCache:
     def __init__(self, pattern: Pattern) -> None:
         self._pattern = pattern
         self._k = self._v = torch.empty(0)  # (HK, room, D)
+        self._address = (0, 0)
         self._keep = torch.empty(0, dtype=torch.bool)  # (room,) for good: initial entries and separators
         self._kept = self._start = self._end = 0  # held are [0, kept) and [start, end)
         self._seen = 0  # entries of the sequence so far
@@ -128,6 +129,7 @@ class GrowingCache:
         """A copy that shares no memory with this one."""
         found = copy(self)
         found._k, found._v, found._keep = self._k.clone(), self._v.clone(), self._keep.clone()
+        found._address = (found._k.data_ptr(), found._v.data_ptr())
         return found
 
     def with_new(
@@ -161,6 +163,24 @@ class GrowingCache:
         self._end, self._seen = end, self._seen + count
         self._drop()
 
+    def extend(self, like: torch.Tensor, separator: bool) -> tuple[int, int, int, int, int, int]:
+        """Makes an entry that a kernel writes, and drops as `append` does.
+
+        Args:
+            like: (HK, any, D) of the entries' dtype.
+
+        Returns:
+            Addresses of keys and values (HK, room, D), the room, and what the entry's query sees: `kept`, `start`, `end` of
+            [0, kept) and [start, end). The entry is the last of those.
+        """
+        if self._end == self._keep.shape[0]:
+            self._arrange(like, self._room(1))
+        if self._pattern.neighbours is not None:
+            self._keep[self._end] = separator or self._seen < self._pattern.initial
+        self._end, self._seen = self._end + 1, self._seen + 1
+        self._drop()
+        return (*self._address, self._keep.shape[0], self._kept, self._start, self._end)
+
     def _run(self, x: torch.Tensor) -> torch.Tensor:
         if self._kept == self._start:
             return x[:, : self._end]
@@ -187,6 +207,7 @@ class GrowingCache:
                 moved[:, :held] = self._run(getattr(self, name))
             setattr(self, name, moved)
         self._keep, self._start, self._end = keep, self._kept, held
+        self._address = (self._k.data_ptr(), self._v.data_ptr())
 
     def _drop(self) -> None:
         if self._pattern.neighbours is None:

@@ -32,7 +32,7 @@ class _Shape(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL:
     """Raises KernelError, StoreError: see `edgefm.models.native.load`."""
-    return load("edgefm.models.attention", "kernels.cpp", ("attention_forward", "attention_backward"))
+    return load("attention/kernels.cpp", ("attention_forward", "attention_backward"))
 
 
 def fits(q: torch.Tensor) -> str | None:

@@ -4,54 +4,18 @@
 // kept for everybody (initial tokens, separators). The kept keys are gathered once, so that both parts are runs of memory and
 // what a row sees of a block of keys is a range. No scores beyond one block of queries by one block of keys exist at once.
 //
-// Plain C interface: built without PyTorch's headers in seconds, loaded through ctypes. Vectors are the compiler's own, so the
-// same source serves AVX2, AVX-512 and NEON.
+// Plain C interface: built without PyTorch's headers in seconds, loaded through ctypes.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
 #include <vector>
 
-#if defined(__AVX512F__)
-constexpr int VL = 16, MR = 6, NV = 4;
-#elif defined(__AVX2__)
-constexpr int VL = 8, MR = 6, NV = 2;
+#include "vectors.h"
+
+#if defined(__AVX512F__) || !defined(__AVX2__)
+constexpr int MR = 6, NV = 4;
 #else
-constexpr int VL = 4, MR = 6, NV = 4;
+constexpr int MR = 6, NV = 2;
 #endif
 constexpr int BQ = 64, BK = 64;
-constexpr float NONE = -std::numeric_limits<float>::infinity();
-
-typedef float vf __attribute__((vector_size(VL * 4)));
-typedef int32_t vi __attribute__((vector_size(VL * 4)));
-
-static inline vf load(const float *p) { vf x; std::memcpy(&x, p, sizeof x); return x; }
-static inline void store(float *p, vf x) { std::memcpy(p, &x, sizeof x); }
-static inline vf all(float x) { return x - vf{}; }
-
-// e^x for x <= 0, within 2 ulp; 0 below -87.
-static inline vf exp_of(vf x) {
-    vf low = all(-87.0f), y = x < low ? low : x;
-    vf t = y * 1.44269504088896341f;
-    vi n = __builtin_convertvector(t - 0.5f, vi);
-    vf whole = __builtin_convertvector(n, vf);
-    vf r = y - whole * 0.693359375f + whole * 2.12194440e-4f;
-    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    vi bits = (n + 127) << 23;
-    vf scale; std::memcpy(&scale, &bits, sizeof scale);
-    return x < low ? vf{} : p * scale;
-}
-
-static inline float sum_of(vf x) { float s = 0; for (int i = 0; i < VL; i++) s += x[i]; return s; }
-static inline float max_of(vf x) { float s = x[0]; for (int i = 1; i < VL; i++) s = std::max(s, x[i]); return s; }
-static inline float min_of(vf x) { float s = x[0]; for (int i = 1; i < VL; i++) s = std::min(s, x[i]); return s; }
 
 // C (rows x vectors * VL) += or = A (rows x depth, any strides) B (depth x ...).
 template <int ROWS, int VECTORS>

@@ -6,42 +6,34 @@ sequence's past lives in a `SequenceState`; a step takes one sequence with many 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch.nn.functional import linear, silu
 
 from ..attention.api import attend
 from ..attention.cache import GrowingCache
 from ..attention.pattern import Pattern
 from ..errors import InputError
+from . import rows
+from .dense import Dense
 from .quantised import Blocks, joined, quantised
+from .step import FusedStep, unfit
 from .weights import Checkpoint
+
+_LOG = logging.getLogger(__name__)
 
 _ALL = Pattern()
 
 
 Precision = Literal["float32", "bfloat16", "quantised"]
-"""Of weights and activations; `quantised`: weights stay in blocks of few bits, activations are float32."""
+"""Of weights; `quantised`: in blocks of few bits. Keys and values are bfloat16 beside such weights; all else is float32."""
 
-Matrix = Callable[[torch.Tensor], torch.Tensor]
+Matrix = Dense | Blocks
 """(rows, in) -> (rows, out)"""
-
-
-@dataclass(frozen=True)
-class _Dense:
-    weight: torch.Tensor  # (out, in)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight)
-
-    def rows(self, rows: torch.Tensor) -> _Dense:
-        return _Dense(self.weight[rows])
-
-    def dense(self) -> torch.Tensor:
-        return self.weight
 
 
 @dataclass(frozen=True)
@@ -95,15 +87,19 @@ class Decoder:
         separators: torch.Tensor | None = None,
     ) -> None:
         config = checkpoint.config
-        self.config, self.dtype = config, _dtype(precision)
+        self.config = config
+        self._cached = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._patterns = [_ALL if layer in full_layers else pattern for layer in range(config.layers)]
         self._separators = separators
         self._embedding = _matrix(checkpoint, ("model.embed_tokens",), precision)
         self._layers = [_layer(checkpoint, f"model.layers.{number}", precision) for number in range(config.layers)]
-        self._norm = checkpoint.read("model.norm.weight").to(self.dtype)
+        self._norm = checkpoint.read("model.norm.weight").to(torch.float32)
         self._head = self._embedding if config.tied else _matrix(checkpoint, ("lm_head",), precision)
         powers = torch.arange(0, config.head_size, 2, dtype=torch.float64) / config.head_size
         self._frequencies = (config.rope_base**-powers).to(torch.float32)
+        why = unfit(config)
+        _tell(why)
+        self._fused = None if why else FusedStep(config, self._layers, self._norm, self._head, self._cached)
 
     def begin(self) -> SequenceState:
         return SequenceState([GrowingCache(pattern) for pattern in self._patterns])
@@ -124,10 +120,9 @@ class Decoder:
         cos, sin = self._rotation(positions)
         x = self._embedding.rows(tokens).dense()  # (T, dim)
         for layer, cache, pattern in zip(self._layers, state.caches, self._patterns, strict=True):
-            q, k, v = self._projected(layer, x)  # (heads, T, D)
-            q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
+            q, k, v = self._projected(layer, x, cos, sin)  # (heads, T, D)
             keys, values, kept = cache.with_new(k, v, separators)
-            attended = attend(q[None], keys[None], values[None], Pattern(0, pattern.neighbours), separators=kept)[0]
+            attended = self._attended(q, keys, values, Pattern(0, pattern.neighbours), kept)
             cache.append(k, v, separators)
             x = self._finished(layer, x, attended)
         state.length += len(tokens)
@@ -136,23 +131,31 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, states: Sequence[SequenceState], tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """Appends one token to each of B sequences of any lengths; returns float32 logits (B, vocabulary)."""
+        """Appends one token to each of B sequences of any lengths.
+
+        Returns:
+            float32 logits (B, vocabulary); of the fused step each row's bits are those of the sequence alone.
+        """
         tokens = self._checked(tokens)
-        cos, sin = self._rotation(torch.tensor([state.length for state in states]))  # (B, D)
+        cos, sin = self._rotation(torch.tensor([state.length for state in states]))  # (B, D / 2)
         separators = None if self._separators is None else self._separators[tokens]
         x = self._embedding.rows(tokens).dense()  # (B, dim)
-        for number, layer in enumerate(self._layers):
-            q, k, v = self._projected(layer, x)  # (heads, B, D)
-            q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
-            attended = torch.empty_like(q)
-            for i, state in enumerate(states):
-                cache = state.caches[number]
-                cache.append(k[:, i : i + 1], v[:, i : i + 1], None if separators is None else separators[i : i + 1])
-                attended[:, i : i + 1] = attend(q[None, :, i : i + 1], cache.k[None], cache.v[None])[0]
-            x = self._finished(layer, x, attended)
+        if self._fused:
+            is_one = [False] * len(states) if separators is None else separators.tolist()
+            logits = self._fused(x, [state.caches for state in states], is_one, cos, sin)
+        else:
+            for number, layer in enumerate(self._layers):
+                q, k, v = self._projected(layer, x, cos, sin)  # (heads, B, D)
+                attended = torch.empty_like(q)
+                for i, state in enumerate(states):
+                    cache, here = state.caches[number], slice(i, i + 1)
+                    cache.append(k[:, here], v[:, here], None if separators is None else separators[here])
+                    attended[:, here] = self._attended(q[:, here], cache.k, cache.v)
+                x = self._finished(layer, x, attended)
+            logits = self._logits(x)
         for state in states:
             state.length += 1
-        return self._logits(x)
+        return logits
 
     def _checked(self, tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
         tokens = torch.as_tensor(tokens, dtype=torch.long)
@@ -164,31 +167,49 @@ class Decoder:
             )
         return tokens
 
-    def _projected(self, layer: _Layer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _projected(
+        self, layer: _Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rotated queries, rotated keys and values, (heads or key heads, T, D); the latter as they are cached."""
         config = self.config
-        whole = layer.qkv(_normed(x, layer.norm, config.norm_epsilon))
-        heads = whole.view(len(x), -1, config.head_size).transpose(0, 1)  # (heads + 2 key heads, T, D)
-        q, k, v = heads.split((config.heads, config.key_heads, config.key_heads))
-        return q, k, v
+        whole = layer.qkv(rows.normed(x, layer.norm, config.norm_epsilon))
+        q, k, v = rows.split_rotated(whole, cos, sin, config.heads, config.key_heads)
+        return q, k.to(self._cached), v.to(self._cached)
+
+    def _attended(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        pattern: Pattern = _ALL,
+        kept: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return attend(q[None], k[None].to(q.dtype), v[None].to(q.dtype), pattern, separators=kept)[0]
 
     def _finished(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         x = x + layer.out(attended.transpose(0, 1).reshape(len(x), -1))
-        gate, up = layer.gate_up(_normed(x, layer.ffn_norm, self.config.norm_epsilon)).chunk(2, dim=-1)
-        return x + layer.down(silu(gate) * up)
+        return x + layer.down(rows.gated(layer.gate_up(rows.normed(x, layer.ffn_norm, self.config.norm_epsilon))))
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        return self._head(_normed(x, self._norm, self.config.norm_epsilon)).to(torch.float32)
+        return self._head(rows.normed(x, self._norm, self.config.norm_epsilon))
 
     def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T, D) each."""
+        """(T, D / 2) each."""
         angles = positions.to(torch.float32)[:, None] * self._frequencies[None, :]
-        whole = torch.cat((angles, angles), dim=-1)
-        return whole.cos().to(self.dtype), whole.sin().to(self.dtype)
+        return angles.cos(), angles.sin()
+
+
+@functools.cache
+def _tell(why: str | None) -> None:
+    if why:
+        _LOG.warning("event=decoder step=operators why=%r", why)
+    else:
+        _LOG.info("event=decoder step=fused")
 
 
 def _layer(checkpoint: Checkpoint, name: str, precision: Precision) -> _Layer:
     def norm(part: str) -> torch.Tensor:
-        return checkpoint.read(f"{name}.{part}.weight").to(_dtype(precision))
+        return checkpoint.read(f"{name}.{part}.weight").to(torch.float32)
 
     def matrix(*parts: str) -> Matrix:
         return _matrix(checkpoint, [f"{name}.{part}" for part in parts], precision)
@@ -203,26 +224,11 @@ def _layer(checkpoint: Checkpoint, name: str, precision: Precision) -> _Layer:
     )
 
 
-def _matrix(checkpoint: Checkpoint, parts: Sequence[str], precision: Precision) -> _Dense | Blocks:
+def _matrix(checkpoint: Checkpoint, parts: Sequence[str], precision: Precision) -> Matrix:
     """Matrices one under another."""
     names = [f"{part}.weight" for part in parts]
     if precision == "quantised":
         found = joined([checkpoint.blocks(name) for name in names])
         return found or quantised(torch.cat([checkpoint.read(name) for name in names]))
-    return _Dense(torch.cat([checkpoint.read(name).to(_dtype(precision)) for name in names]))
-
-
-def _dtype(precision: Precision) -> torch.dtype:
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
-def _normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Root-mean-square norm, computed in float32."""
-    wide = x.to(torch.float32)
-    return weight * (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + epsilon)).to(x.dtype)
-
-
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """(heads, T, D) with the halves of every head rotated by (T, D) angles."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return Dense(torch.cat([checkpoint.read(name).to(dtype) for name in names]))

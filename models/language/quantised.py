@@ -11,17 +11,10 @@ import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from ..native import load, pointer
+from ..native import pointer
+from .products import FEW, Matrix, library, product
 
 BLOCK = 32
-_FEW = 16
-"""Up to so many rows of activations the kernel's own product is faster than unpacking a matrix."""
-
-
-@functools.cache
-def library() -> ctypes.CDLL:
-    """Raises KernelError, StoreError: see `edgefm.models.native.load`."""
-    return load("edgefm.models.language", "kernels.cpp", ("quantised_product", "quantised_dense"))
 
 
 @dataclass(frozen=True)
@@ -37,9 +30,9 @@ class Blocks:
     scale: torch.Tensor
     least: torch.Tensor | None
 
-    @property
-    def bits(self) -> int:
-        return 4 if self.q.dtype == torch.uint8 else 8
+    @functools.cached_property
+    def described(self) -> Matrix:
+        return Matrix.of(self.q, self.q.shape[1] * BLOCK, self.scale, self.least)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,22 +44,13 @@ class Blocks:
 
     def dense(self) -> torch.Tensor:
         """(out, in) float32"""
-        out, width = self.shape
-        found = torch.empty(out, width)
-        tensors = map(pointer, (self.q, self.scale, self.least, found))
-        library().quantised_dense(*tensors, *map(ctypes.c_int64, (width, out)), self.bits, torch.get_num_threads())
+        found = torch.empty(self.shape)
+        library().unpack(ctypes.byref(self.described), pointer(found), torch.get_num_threads())
         return found
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x (rows, in) float32 times the matrix transposed: (rows, out)."""
-        if len(x) > _FEW:
-            return linear(x, self.dense())
-        (out, width), x = self.shape, x.contiguous()
-        found = torch.empty(len(x), out)
-        tensors = map(pointer, (x, self.q, self.scale, self.least, found))
-        sizes = map(ctypes.c_int64, (len(x), width, out))
-        library().quantised_product(*tensors, *sizes, self.bits, torch.get_num_threads())
-        return found
+        return product(self.described, x) if len(x) <= FEW else linear(x, self.dense())
 
 
 def quantised(weight: torch.Tensor) -> Blocks:
@@ -96,7 +80,7 @@ def from_gguf(data: np.ndarray, kind: str) -> Blocks | None:
 
 def joined(parts: Sequence[Blocks]) -> Blocks | None:
     """One under another; None where they are of different kinds."""
-    if len({(part.bits, part.least is None) for part in parts}) > 1:
+    if len({(part.q.dtype, part.least is None) for part in parts}) > 1:
         return None
     least = None if parts[0].least is None else torch.cat([part.least for part in parts if part.least is not None])
     return Blocks(torch.cat([part.q for part in parts]), torch.cat([part.scale for part in parts]), least)

@@ -37,9 +37,9 @@ def kernels() -> None:
     """The C++ kernels, built; skips where there is no compiler."""
     from edgefm.models.attention import cpu
     from edgefm.models.errors import KernelError
-    from edgefm.models.language import quantised
+    from edgefm.models.language import products, step
 
     try:
-        cpu.library(), quantised.library()
+        cpu.library(), products.library(), step.library()
     except KernelError as error:
         pytest.skip(str(error))

@@ -1,0 +1,60 @@
+"""What is done to rows of activations between products: a kernel each, or PyTorch's operators without a compiler."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch.nn.functional import silu
+
+from ..native import pointer
+from .products import library, missing
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Root-mean-square norm of x (T, dim) float32."""
+    if missing() or x.shape[-1] % 16:
+        return weight * (x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + epsilon))
+    x = x.contiguous()
+    found = torch.empty_like(x)
+    sizes = map(ctypes.c_int64, x.shape)
+    threads = torch.get_num_threads()
+    library().norm_rows(pointer(x), pointer(weight), *sizes, ctypes.c_float(epsilon), pointer(found), threads)
+    return found
+
+
+def split_rotated(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int, key_heads: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of projections x (T, (heads + 2 key heads) D) queries, keys and values, (heads or key heads, T, D).
+
+    Element c and element c + D / 2 of a query or key turn by the angle of `cos` and `sin` (T, D / 2).
+    """
+    split, dim = (heads, key_heads, key_heads), 2 * cos.shape[-1]
+    if missing():
+        q, k, v = x.view(len(x), -1, dim).transpose(0, 1).split(split)
+        return _turned(q, cos, sin), _turned(k, cos, sin), v
+    found = torch.empty(sum(split), len(x), dim)
+    sizes = map(ctypes.c_int64, (len(x), heads + key_heads, sum(split), dim))
+    tensors = map(pointer, (x.contiguous(), cos, sin))
+    library().rotate_rows(*tensors, *sizes, pointer(found), torch.get_num_threads())
+    q, k, v = found.split(split)
+    return q, k, v
+
+
+def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def gated(x: torch.Tensor) -> torch.Tensor:
+    """silu(gate) up of x = [gate, up], (T, 2 hidden) -> (T, hidden)."""
+    rows, hidden = x.shape[0], x.shape[1] // 2
+    if missing() or hidden % 16:
+        gate, up = x.chunk(2, dim=-1)
+        return silu(gate) * up
+    x = x.contiguous()
+    found = torch.empty(rows, hidden)
+    sizes = map(ctypes.c_int64, (rows, hidden))
+    library().gate_rows(pointer(x), *sizes, pointer(found), torch.get_num_threads())
+    return found
