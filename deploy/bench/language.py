@@ -19,12 +19,16 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from ...models.attention.pattern import Pattern
 from ...models.language.decoder import Decoder, Precision
 from ...models.language.weights import Checkpoint, names, open_checkpoint
 from ..demo_results import describe_environment
 from .high_water import lowered, risen_mib
 
 PROMPT, NEW, BATCH = 512, 32, 4
+LONG, LONG_NEW = 16_384, 8
+CAPPED = Pattern(4, 320)
+"""324 entries: as many as a streaming cache of 4 initial ones, 64 separators and a window of 256 has."""
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Run = Callable[[list[int]], tuple[float, float]]
@@ -47,6 +51,8 @@ def bench_language(weights: Path, repeats: int, console: Console) -> dict[str, A
         if weights.suffix == ".gguf" and find_spec("llama_cpp"):
             few["llama.cpp"] = _llama_cpp(weights)
         rows += _timed(few, prompt, repeats, "quantised")
+    with console.status(f"{LONG:,} tokens of context ..."):
+        long = _long(checkpoint, repeats)
     with console.status("Loading ..."):
         loads = [_load(weights, system, dtype) for dtype in _DTYPES for system in ("edgefm", "transformers")]
         loads.append(_load(weights, "edgefm", "quantised"))
@@ -56,6 +62,7 @@ def bench_language(weights: Path, repeats: int, console: Console) -> dict[str, A
         "new_tokens": NEW,
         "logits_apart": float(f"{error:.2e}"),
         "rows": rows,
+        "long_context": long,
         "loads": loads,
         "threads": torch.get_num_threads(),
         "repeats": repeats,
@@ -66,7 +73,48 @@ def bench_language(weights: Path, repeats: int, console: Console) -> dict[str, A
             f"{row['system']}, {row['dtype']}: prefill {row['prefill_tokens_per_s']:.0f}, decode "
             f"{row['decode_tokens_per_s']:.1f} tokens/s"
         )
+    for row in long["rows"]:
+        console.print(f"{row['cache']} cache, {row['dtype']}: {row['step_ms']:.0f} ms a token at {LONG:,} tokens")
     return result
+
+
+def _long(checkpoint: Checkpoint, repeats: int) -> dict[str, Any]:
+    """A step behind a long context, with all of it in the caches and with a capped part; what is in them is random.
+
+    Ratios are medians within a repeat, to the full cache of the same precision and to the fastest full form of all.
+    """
+    config = checkpoint.config
+    systems = {
+        (dtype, cache): Decoder(checkpoint, dtype, pattern)
+        for dtype in ("float32", "bfloat16", "quantised")
+        for cache, pattern in (("full", Pattern()), ("capped", CAPPED))
+    }
+    random = torch.Generator().manual_seed(0)
+    entries = torch.randn(config.key_heads, LONG, config.head_size, generator=random)
+
+    def run(system: tuple[Precision, str]) -> float:
+        state = systems[system].begin()
+        own = entries.to(torch.bfloat16 if system[0] == "bfloat16" else torch.float32)
+        for layer in state.caches:
+            layer.append(own, own)
+        state.length = LONG
+        systems[system].step([state], [1])
+        began = time.perf_counter()
+        for _ in range(LONG_NEW):
+            systems[system].step([state], [1])
+        return (time.perf_counter() - began) / LONG_NEW * 1e3
+
+    taken = np.array([[run(system) for system in systems] for _ in range(repeats)])  # (repeats, systems)
+    full = [column for column, (_, cache) in enumerate(systems) if cache == "full"]
+    fastest = min(full, key=lambda column: np.median(taken[:, column]))
+    rows = []
+    for column, (dtype, cache) in enumerate(systems):
+        row: dict[str, Any] = {"dtype": dtype, "cache": cache, "step_ms": round(float(np.median(taken[:, column])), 1)}
+        if cache == "capped":
+            for name, peer in (("full", column - 1), ("fastest_full", fastest)):
+                row[f"faster_than_{name}"] = round(float(np.median(taken[:, peer] / taken[:, column])), 2)
+        rows.append(row)
+    return {"tokens": LONG, "capped_entries": CAPPED.initial + (CAPPED.neighbours or 0), "rows": rows}
 
 
 def _runs(checkpoint: Checkpoint, dtype: Precision) -> tuple[dict[str, Run], float]:

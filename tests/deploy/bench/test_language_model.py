@@ -52,3 +52,6 @@ def test_the_language_model_stands_beside_transformers(model: Path):
     assert systems == ours | {("transformers", "float32"), ("transformers", "bfloat16")}
     assert all(row["prefill_tokens_per_s"] > 0 and row["decode_tokens_per_s"] > 0 for row in result["rows"])
     assert len(result["loads"]) == 5 and all(load["load_s"] > 0 and load["peak_mib"] > 0 for load in result["loads"])
+    long = {(row["dtype"], row["cache"]) for row in result["long_context"]["rows"]}
+    assert long == {(dtype, cache) for dtype in ("float32", "bfloat16", "quantised") for cache in ("full", "capped")}
+    assert all(row["step_ms"] > 0 for row in result["long_context"]["rows"])
