@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def _long(checkpoint: Checkpoint, repeats: int) -> dict[str, Any]:
     config = checkpoint.config
     systems = {
         (dtype, cache): Decoder(checkpoint, dtype, pattern)
-        for dtype in ("float32", "bfloat16", "quantised")
+        for dtype in get_args(Precision)
         for cache, pattern in (("full", Pattern()), ("capped", CAPPED))
     }
     random = torch.Generator().manual_seed(0)

@@ -179,7 +179,8 @@ class GrowingCache:
             self._keep[self._end] = separator or self._seen < self._pattern.initial
         self._end, self._seen = self._end + 1, self._seen + 1
         self._drop()
-        return (*self._address, self._keep.shape[0], self._kept, self._start, self._end)
+        k, v = self._address
+        return k, v, self._keep.shape[0], self._kept, self._start, self._end
 
     def _run(self, x: torch.Tensor) -> torch.Tensor:
         if self._kept == self._start:
