@@ -53,43 +53,65 @@ class StreamingBudget:
 class StreamingCache:
     """Of one layer and one sequence. Holds unrotated keys: an entry's position is its index.
 
-    Attributes:
-        k, v: (HK, N, D), initial entries, then separators, then the rest in order.
+    Storage is taken once, with the first entries. Entries may come several at a time, as many as there is room for before the
+    next compression: that is what one by one would give, as long as each entry's query sees the earlier of them.
     """
 
     def __init__(self, budget: StreamingBudget) -> None:
         self.budget = budget
-        self.k = self.v = torch.empty(0)
-        self._initial = self._kept = 0  # entries of the first two parts
-        self._is_separator: list[bool] = []  # of the entries behind them
+        self._k = self._v = torch.empty(
+            0
+        )  # (HK, capacity, D): initial entries, then separators, then the rest in order
+        self._is_separator = torch.zeros(budget.capacity, dtype=torch.bool)  # of the entries behind the first two parts
+        self._head = 0  # entries of the first two parts
+        self._held = 0
 
     def __len__(self) -> int:
-        return self._initial + self._kept + len(self._is_separator)
+        return self._held
 
-    def append(self, k: torch.Tensor, v: torch.Tensor, is_separator: bool) -> None:
-        """One entry, (HK, 1, D) each."""
-        if len(self) >= self.budget.capacity:
+    @property
+    def k(self) -> torch.Tensor:
+        """(HK, N, D), initial entries, then separators, then the rest in order."""
+        return self._k[:, : self._held]
+
+    @property
+    def v(self) -> torch.Tensor:
+        return self._v[:, : self._held]
+
+    def make_room(self) -> int:
+        """Compresses a cache that is full; returns how many entries it takes before it is full again, 1 at least."""
+        if self._held == self.budget.capacity:
             self._compress()
-        if not len(self):
-            self.k, self.v = k, v
-        else:
-            self.k, self.v = torch.cat((self.k, k), dim=1), torch.cat((self.v, v), dim=1)
-        if self._initial < self.budget.initial:
-            self._initial += 1
-        else:
-            self._is_separator.append(is_separator)
+        return self.budget.capacity - self._held
+
+    def append(self, k: torch.Tensor, v: torch.Tensor, separators: torch.Tensor | None = None) -> None:
+        """Entries (HK, new, D), and (new,) bool whether they are separators.
+
+        Raises:
+            ConfigError: there is no room for so many, see `make_room`; nothing has changed then but a compression.
+        """
+        count = k.shape[1]
+        if count > (room := self.make_room()):
+            raise ConfigError(f"the streaming cache has room for {room} entries now, got {count}; give them in parts")
+        if not self._held:
+            self._k, self._v = (x.new_empty(x.shape[0], self.budget.capacity, x.shape[2]) for x in (k, v))
+        end = self._held + count
+        self._k[:, self._held : end], self._v[:, self._held : end] = k, v
+        self._is_separator[self._held : end] = False if separators is None else separators
+        self._head = max(self._head, min(end, self.budget.initial))
+        self._held = end
 
     def _compress(self) -> None:
-        past = len(self._is_separator) - self.budget.window
-        if past <= 0:
-            return
-        head = self._initial + self._kept
-        leaving = [head + i for i, is_one in enumerate(self._is_separator[:past]) if is_one]
-        separators = [*range(self._initial, head), *leaving]
-        separators = separators[max(len(separators) - self.budget.separators, 0) :] if self.budget.separators else []
-        rows = torch.tensor([*range(self._initial), *separators, *range(head + past, len(self))], device=self.k.device)
-        self.k, self.v = self.k.index_select(1, rows), self.v.index_select(1, rows)
-        self._kept, self._is_separator = len(separators), self._is_separator[past:]
+        past = self._held - self.budget.window
+        leaving = self._head + self._is_separator[self._head : past].nonzero()[:, 0]
+        kept = torch.cat((torch.arange(self.budget.initial, self._head), leaving))
+        kept = kept[max(len(kept) - self.budget.separators, 0) :]
+        rows = torch.cat((kept, torch.arange(past, self._held)))
+        begin, end = self.budget.initial, self.budget.initial + len(rows)
+        for x in (self._k, self._v):
+            x[:, begin:end] = x[:, rows.to(x.device)]
+        self._is_separator[begin:end] = self._is_separator[rows]
+        self._head, self._held = begin + len(kept), end
 
 
 class GrowingCache:

@@ -17,7 +17,7 @@ def entry(number: int) -> torch.Tensor:
 def filled(budget: StreamingBudget, separators: list[bool]) -> tuple[StreamingCache, list[int]]:
     cache, usage = StreamingCache(budget), []
     for number, is_separator in enumerate(separators):
-        cache.append(entry(number), entry(-number), is_separator)
+        cache.append(entry(number), entry(-number), torch.tensor([is_separator]))
         usage.append(len(cache))
     return cache, usage
 
@@ -60,6 +60,27 @@ def test_mean_usage_is_the_paper_s(budget: StreamingBudget):
     period = budget.capacity - budget.initial - budget.separators - budget.window  # from one compression to the next
     steady = usage[-4 * period :]
     assert abs(sum(steady) / len(steady) - budget.mean_usage) <= 1
+
+
+@pytest.mark.parametrize("budget", [StreamingBudget(2, 2, 5, 11), StreamingBudget(3, 0, 20, 60)], ids=str)
+def test_entries_in_parts_are_kept_as_one_by_one(budget: StreamingBudget):
+    separators = [number % 3 == 0 for number in range(150)]
+    alone, _ = filled(budget, separators)
+    cache, begin = StreamingCache(budget), 0
+    while begin < 150:
+        numbers = range(begin, min(begin + cache.make_room(), 150))
+        entries = torch.cat([entry(number) for number in numbers], dim=1)
+        cache.append(entries, -entries, torch.tensor([separators[number] for number in numbers]))
+        begin = numbers.stop
+    assert held(cache) == held(alone)
+
+
+def test_more_entries_than_there_is_room_for_are_refused():
+    cache, _ = filled(StreamingBudget(2, 2, 5, 11), [True] * 8)
+    before = held(cache)
+    with pytest.raises(ConfigError, match="room for 3 entries now, got 4"):
+        cache.append(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2))
+    assert held(cache) == before
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 0, 9), (-1, 1, 3, 9), (3, 3, 3, 9)])
