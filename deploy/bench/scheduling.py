@@ -36,6 +36,7 @@ from ...models.language.generate import Sampling
 from ...models.language.tokenizer import Message, TextTokenizer, tokenizer_of
 from ...models.language.weights import open_checkpoint
 from ..demo_results import describe_environment
+from .questions import read_questions
 
 MOST = 512
 """Tokens of an answer, at most (arXiv 2305.13144, section 5)."""
@@ -189,23 +190,15 @@ class Asked:
     shared: int
 
 
-def read_questions(path: Path, tokenizer: TextTokenizer, count: int) -> list[Asked]:
-    """The first `count` of a JSON Lines file of objects with a `question`. Raises InputError: there are not as many."""
-    try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()][:count]
-        questions = [str(json.loads(line)["question"]) for line in lines]
-    except OSError as error:
-        raise InputError(f"cannot read the questions {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is no file of questions: {error}; wanted is a JSON object with question a line"
-        ) from error
+def asked_questions(path: Path, tokenizer: TextTokenizer, count: int) -> list[Asked]:
+    """The first `count` of a file of questions. Raises InputError: there are not as many."""
+    questions = read_questions(path)[:count]
     if len(questions) < count:
         raise InputError(f"{path} has {len(questions)} questions; {count} are wanted")
     common = tokenizer.chat([{"role": "user", "content": "\n"}])
     asked = []
-    for text in questions:
-        messages: list[Message] = [{"role": "user", "content": text}]
+    for one in questions:
+        messages: list[Message] = [{"role": "user", "content": one.question}]
         prompt = tokenizer.chat(messages)
         shared = next((i for i, (a, b) in enumerate(zip(prompt, common, strict=False)) if a != b), 0)
         asked.append(Asked(messages, prompt, shared))
@@ -251,7 +244,7 @@ def judged(predicted: Sequence[int], lengths: Sequence[int]) -> dict[str, float]
 def _live(
     decoder: Decoder, tokenizer: TextTokenizer, path: Path, count: int, history: int, console: Console
 ) -> dict[str, Any]:
-    everything = read_questions(path, tokenizer, count + history)
+    everything = asked_questions(path, tokenizer, count + history)
     earlier, asked = everything[:history], everything[history:]
     machine, learned = DecoderMachine(decoder, tokenizer.ends), LearnedLengths()
     most = [LIVE_MOST] * max(count, history)

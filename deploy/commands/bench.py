@@ -287,6 +287,48 @@ def scheduling(
     )
 
 
+def sepllm(
+    books: Annotated[Path, typer.Option(help="A tar of .txt files, PG-19's.")],
+    questions: Annotated[Path, typer.Option(help="A JSON object a line, question and answer, GSM8K's.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
+    ] = None,
+    post_train: Annotated[
+        int, typer.Option(help="Tokens of other books that each of three masks learns from.", min=0)
+    ] = 0,
+    minutes: Annotated[
+        float | None, typer.Option(help="Nothing more begins after so many; the same command again goes on. [no limit]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of books, windows, random tokens and questions.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw perplexity against shares into this .png or .svg.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """SepLLM on books and questions at equal key-value shares, before and after training, and on a long stream. About an hour.
+
+    With --json FILE, what is measured is kept in FILE.partial as it comes.
+    """
+    from ..weights import found_weights
+
+    path = found_weights("smollm2") if weights is None else weights
+    with extra("demo"):
+        from rich.console import Console
+
+        from ..bench.sepllm import bench_sepllm
+        from ..bench.sepllm_picture import save_picture
+        from ..traces.picture import check_picture_name
+    if plot is not None:
+        check_picture_name(plot)
+    partial = None if json_file is None else json_file.with_name(f"{json_file.name}.partial")
+
+    def measure() -> dict[str, Any]:
+        result = bench_sepllm(path, books, questions, post_train, minutes, seed, partial, Console())
+        if plot is not None:
+            save_picture(result, plot)
+        return result
+
+    _measured(measure, json_file)
+
+
 def _counts(name: str, text: str, least: int) -> tuple[int, ...]:
     """Ascending numbers from a flag's comma-separated text."""
     try:

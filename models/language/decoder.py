@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,7 +17,7 @@ import torch
 from ..attention.api import attend
 from ..attention.cache import GrowingCache
 from ..attention.pattern import Pattern
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from . import rows
 from .dense import Dense
 from .quantised import Blocks, joined, quantised
@@ -34,6 +34,9 @@ Precision = Literal["float32", "bfloat16", "quantised"]
 
 Matrix = Dense | Blocks
 """(rows, in) -> (rows, out)"""
+
+Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""A layer's number, q (heads, rows, D), k and v (key heads, rows, D) without positions -> (heads, rows, D)"""
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,10 @@ class Decoder:
             float32 logits of what follows the last token, (vocabulary,); with `every`, of what follows each, (T, vocabulary).
 
         Raises:
-            InputError: no token, or one that is not in the vocabulary.
+            InputError: no token, one that is not in the vocabulary, or more than the model's context.
         """
-        tokens = self._checked(tokens)
+        tokens = self.checked(tokens)
+        self.check_context(state.length + len(tokens))
         positions = torch.arange(state.length, state.length + len(tokens))
         separators = None if self._separators is None else self._separators[tokens]
         cos, sin = self._rotation(positions)
@@ -135,8 +139,12 @@ class Decoder:
 
         Returns:
             float32 logits (B, vocabulary); of the fused step each row's bits are those of the sequence alone.
+
+        Raises:
+            InputError: as `prefill`; no sequence has grown then.
         """
-        tokens = self._checked(tokens)
+        tokens = self.checked(tokens)
+        self.check_context(1 + max(state.length for state in states))
         cos, sin = self._rotation(torch.tensor([state.length for state in states]))  # (B, D / 2)
         separators = None if self._separators is None else self._separators[tokens]
         x = self._embedding.rows(tokens).dense()  # (B, dim)
@@ -157,7 +165,45 @@ class Decoder:
             state.length += 1
         return logits
 
-    def _checked(self, tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    def through(self, tokens: Sequence[int] | torch.Tensor, attention: Attention, last: bool = False) -> torch.Tensor:
+        """Rows of tokens through all layers, which meet each other and a past in `attention` alone; differentiable.
+
+        Returns:
+            float32 logits (rows, vocabulary); with `last`, of the last row only, (1, vocabulary).
+
+        Raises:
+            InputError: no token, or one that is not in the vocabulary.
+        """
+        x = self._embedding.rows(self.checked(tokens)).dense()  # (rows, dim)
+        for number, layer in enumerate(self._layers):
+            whole = layer.qkv(rows.normed(x, layer.norm, self.config.norm_epsilon))
+            q, k, v = rows.split(whole, self.config.heads, self.config.key_heads, self.config.head_size)
+            x = self._finished(layer, x, attention(number, q, k, v))
+        return self._logits(x[-1:] if last else x)
+
+    def rotated(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """(heads, T, D) at (T,) positions."""
+        return rows.turned(x, *self._rotation(positions))
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """Weights as they lie in memory, each once. Raises ConfigError: they are quantised, and cannot learn."""
+        for matrix in (self._embedding,) if self._head is self._embedding else (self._embedding, self._head):
+            yield _learnable(matrix)
+        for layer in self._layers:
+            yield from (layer.norm, layer.ffn_norm)
+            yield from map(_learnable, (layer.qkv, layer.out, layer.gate_up, layer.down))
+        yield self._norm
+
+    def check_context(self, length: int) -> None:
+        """Raises InputError: a sequence of so many tokens has positions that the model was not trained on."""
+        if length > self.config.context:
+            raise InputError(
+                f"a sequence would have {length} tokens and the model's context has {self.config.context}; shorten it, or let "
+                "it run on a streaming cache"
+            )
+
+    def checked(self, tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """(T,) int64. Raises InputError: no token, or one that is not in the vocabulary."""
         tokens = torch.as_tensor(tokens, dtype=torch.long)
         if not len(tokens):
             raise InputError("there is no token; an empty prompt has no next word")
@@ -232,3 +278,9 @@ def _matrix(checkpoint: Checkpoint, parts: Sequence[str], precision: Precision) 
         return found or quantised(torch.cat([checkpoint.read(name) for name in names]))
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     return Dense(torch.cat([checkpoint.read(name).to(dtype) for name in names]))
+
+
+def _learnable(matrix: Matrix) -> torch.Tensor:
+    if not isinstance(matrix, Dense):
+        raise ConfigError("quantised weights cannot be trained; load the model in float32")
+    return matrix.weight

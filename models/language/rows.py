@@ -1,4 +1,5 @@
-"""What is done to rows of activations between products: a kernel each, or PyTorch's operators without a compiler."""
+"""What is done to rows of activations between products: a kernel each, or PyTorch's operators without a compiler and where
+gradients are wanted."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from .products import library, missing
 
 def normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Root-mean-square norm of x (T, dim) float32."""
-    if missing() or x.shape[-1] % 16:
+    if missing() or x.shape[-1] % 16 or _learns(x):
         return weight * (x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + epsilon))
     x = x.contiguous()
     found = torch.empty_like(x)
@@ -30,19 +31,27 @@ def split_rotated(
 
     Element c and element c + D / 2 of a query or key turn by the angle of `cos` and `sin` (T, D / 2).
     """
-    split, dim = (heads, key_heads, key_heads), 2 * cos.shape[-1]
+    dim = 2 * cos.shape[-1]
     if missing():
-        q, k, v = x.view(len(x), -1, dim).transpose(0, 1).split(split)
-        return _turned(q, cos, sin), _turned(k, cos, sin), v
-    found = torch.empty(sum(split), len(x), dim)
-    sizes = map(ctypes.c_int64, (len(x), heads + key_heads, sum(split), dim))
+        q, k, v = split(x, heads, key_heads, dim)
+        return turned(q, cos, sin), turned(k, cos, sin), v
+    parts = heads + 2 * key_heads
+    found = torch.empty(parts, len(x), dim)
+    sizes = map(ctypes.c_int64, (len(x), heads + key_heads, parts, dim))
     tensors = map(pointer, (x.contiguous(), cos, sin))
     library().rotate_rows(*tensors, *sizes, pointer(found), torch.get_num_threads())
-    q, k, v = found.split(split)
+    q, k, v = found.split((heads, key_heads, key_heads))
     return q, k, v
 
 
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def split(x: torch.Tensor, heads: int, key_heads: int, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Projections x (T, (heads + 2 key heads) D) as queries, keys and values, (heads or key heads, T, D)."""
+    q, k, v = x.view(len(x), -1, dim).transpose(0, 1).split((heads, key_heads, key_heads))
+    return q, k, v
+
+
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x (heads, T, D) by the angles of `cos` and `sin` (T, D / 2), as `split_rotated` turns them; differentiable."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -50,7 +59,7 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 def gated(x: torch.Tensor) -> torch.Tensor:
     """silu(gate) up of x = [gate, up], (T, 2 hidden) -> (T, hidden)."""
     rows, hidden = x.shape[0], x.shape[1] // 2
-    if missing() or hidden % 16:
+    if missing() or hidden % 16 or _learns(x):
         gate, up = x.chunk(2, dim=-1)
         return silu(gate) * up
     x = x.contiguous()
@@ -58,3 +67,7 @@ def gated(x: torch.Tensor) -> torch.Tensor:
     sizes = map(ctypes.c_int64, (rows, hidden))
     library().gate_rows(pointer(x), *sizes, pointer(found), torch.get_num_threads())
     return found
+
+
+def _learns(x: torch.Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
