@@ -15,7 +15,7 @@ from ..pool import LabelPool, check_descriptions, check_labels, normalise
 
 DESCRIPTION_WEIGHT = 0.5
 """Of the descriptions' mean beside the label's own embedding. Not tuned; with `synclip`, 0.25 to 1 differ by under 2 points on
-ImageNet's names and by up to 5 on others (`edgefm bench labels`)."""
+ImageNet's names and by up to 5.2 on others (`edgefm bench labels`)."""
 
 
 class FoundationModel(Protocol):

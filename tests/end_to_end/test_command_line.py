@@ -180,7 +180,7 @@ def test_labels_and_an_agent_from_the_command_line(edgefm, start_cloud, make_bro
     ):
         refused = labels(*arguments)
         assert refused.returncode == code and says in refused.stderr and refused.stderr.startswith("edgefm: "), refused
-    assert labels("remove", "dog", "-e", "yard").stdout.startswith("3 labels, pool ")
+    assert labels("remove", "dog", "-e", "yard").stdout.startswith("3 labels, 1 described, pool ")
     state = tmp_path / "edgefm-agent"
     with closing(Spool(state, 10**6, 10**6)) as spool:
         spool.add("yard", b"waits", 0.1, 1.0, time.time())
