@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,18 @@ from edgefm.models.attention.pattern import Pattern
 from edgefm.models.language import decoder as decoders
 from edgefm.models.language import products, step
 from edgefm.models.language.decoder import Decoder, Precision, SequenceState
-from edgefm.models.language.weights import open_checkpoint
+from edgefm.models.language.weights import Checkpoint, open_checkpoint
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "quantised")
 LENGTHS = (1, 300, BLOCK - 1, 700)
 """The kernel divides the work of a sequence every 256 entries."""
+
+
+@pytest.fixture
+def checkpoint(folder: Path) -> Checkpoint:
+    """The small model with a longer context."""
+    found = open_checkpoint(folder)
+    return replace(found, config=replace(found.config, context=1024))
 
 
 def begun(decoder: Decoder, lengths: tuple[int, ...]) -> list[SequenceState]:
@@ -30,9 +38,9 @@ def begun(decoder: Decoder, lengths: tuple[int, ...]) -> list[SequenceState]:
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("pattern", [Pattern(), Pattern(2, 12), Pattern(0, 1)], ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_fused_step_is_the_step_of_operators(folder: Path, pattern: Pattern, precision: Precision):
+def test_the_fused_step_is_the_step_of_operators(checkpoint: Checkpoint, pattern: Pattern, precision: Precision):
     separators = torch.arange(160) % 6 == 0
-    decoder = Decoder(open_checkpoint(folder), precision, pattern, [1], separators)
+    decoder = Decoder(checkpoint, precision, pattern, [1], separators)
     assert decoder._fused
     fused, plain = begun(decoder, LENGTHS), begun(decoder, LENGTHS)
     for number in range(BLOCK + 2):  # beyond a block of memory
@@ -51,8 +59,8 @@ def test_the_fused_step_is_the_step_of_operators(folder: Path, pattern: Pattern,
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_bits_of_a_sequence_do_not_depend_on_what_runs_beside_it(folder: Path, precision: Precision):
-    decoder = Decoder(open_checkpoint(folder), precision)
+def test_the_bits_of_a_sequence_do_not_depend_on_what_runs_beside_it(checkpoint: Checkpoint, precision: Precision):
+    decoder = Decoder(checkpoint, precision)
     lengths = tuple(range(1, 20)) + LENGTHS  # of rows in groups of four, two and one
     states = begun(decoder, lengths)
     alone = torch.stack([decoder.step([state.fork()], [i])[0] for i, state in enumerate(states)])
@@ -69,9 +77,9 @@ def test_the_bits_of_a_sequence_do_not_depend_on_what_runs_beside_it(folder: Pat
 
 
 def test_without_a_compiler_operators_step_and_it_is_said_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    expected = Decoder(open_checkpoint(folder), "bfloat16")
+    expected = Decoder(checkpoint, "bfloat16")
     logits = expected.step(begun(expected, LENGTHS), [1, 2, 3, 4])
     monkeypatch.setenv("EDGEFM_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
@@ -80,7 +88,7 @@ def test_without_a_compiler_operators_step_and_it_is_said_once(
         function.cache_clear()
     try:
         with caplog.at_level(logging.WARNING, "edgefm.models.language"):
-            decoder, again = (Decoder(open_checkpoint(folder), "bfloat16") for _ in range(2))
+            decoder, again = (Decoder(checkpoint, "bfloat16") for _ in range(2))
         assert [record.getMessage() for record in caplog.records if "the C++ compiler failed" in record.getMessage()]
         assert len(caplog.records) == 1 and not decoder._fused and not again._fused
         found = decoder.step(begun(decoder, LENGTHS), [1, 2, 3, 4])
