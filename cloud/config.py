@@ -133,9 +133,10 @@ class LanguageConfig:
     max_queue: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("places", "cache_tokens", "max_tokens", "max_queue"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"language: {name} must be at least 1, got {getattr(self, name)}")
+        # A label's description is four requests of 48 tokens at once.
+        for name, least in (("places", 1), ("cache_tokens", 1024), ("max_tokens", 64), ("max_queue", 8)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"language: {name} must be at least {least}, got {getattr(self, name)}")
         for name, known in (
             ("precision", ("float32", "bfloat16", "quantised")),
             ("policy", ("continuous", "sequence", "static")),

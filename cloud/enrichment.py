@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from pydantic import TypeAdapter, ValidationError
 
 from ..models.cache import write_atomic
-from ..models.errors import EdgeFMError, LabelError, LabelMissingError, NoLanguageModelError, StoreError
+from ..models.errors import (
+    EdgeFMError,
+    LabelError,
+    LabelMissingError,
+    NoLanguageModelError,
+    OverloadedError,
+    StoreError,
+)
 from ..models.pool import MAX_DESCRIPTIONS, check_descriptions, check_labels
 from .label_pools import LabelPools
 from .registry import Registry
@@ -25,7 +32,7 @@ log = logging.getLogger("edgefm.cloud.enrichment")
 Describer = Callable[[str], Awaitable[tuple[str, ...]]]
 """From a label to what it looks like, perhaps nothing. Raises `EdgeFMError`."""
 AT_ONCE = 8
-"""Labels of one environment that the language model is asked about together."""
+"""Labels that the language model is asked about together."""
 
 
 @dataclass
@@ -50,7 +57,7 @@ _ASKED: TypeAdapter[Asked] = TypeAdapter(Asked)
 
 
 class Enrichment:
-    """Asks about one environment's labels after another's. Call it from the event loop only.
+    """Asks about labels, `AT_ONCE` of all environments together. Call it from the event loop only.
 
     Args:
         describer: None: there is no language model.
@@ -63,6 +70,7 @@ class Enrichment:
         self._asked: dict[str, Asked] = {}
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._saving = asyncio.Lock()
+        self._room = asyncio.Semaphore(AT_ONCE)
 
     def start(self) -> None:
         """Goes on with what an earlier run was asked for."""
@@ -125,8 +133,8 @@ class Enrichment:
         asked = self._of(environment)
         asked.forget(wanted)
         asked.waiting.update(dict.fromkeys(wanted))
+        self._work(environment)  # before anything is awaited: whoever asks may go away
         await self._save(environment)
-        self._work(environment)
 
     async def forget(self, environment: str, labels: Sequence[str]) -> None:
         """Labels that were removed, or are about to be described by hand."""
@@ -161,8 +169,12 @@ class Enrichment:
     async def _answer(self, environment: str, label: str) -> None:
         asked = self._of(environment)
         try:
-            texts = check_descriptions(label, (await self.require()(label))[:MAX_DESCRIPTIONS])
+            async with self._room:
+                texts = check_descriptions(label, (await self.require()(label))[:MAX_DESCRIPTIONS])
             reason = "" if texts else "the language model wrote nothing usable; write descriptions by hand"
+        except OverloadedError as error:
+            await asyncio.sleep(error.retry_after_ms / 1e3)
+            return  # it waits on
         except Exception as error:  # whatever it is, it costs this label alone
             texts, reason = (), str(error) or type(error).__name__
         if label not in asked.waiting:

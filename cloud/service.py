@@ -139,7 +139,8 @@ class EdgeFMService(LabelService):
         except EdgeFMError as error:
             return pb.RecognizeResponse(query_id=request.query_id, error=query_error(error))
         found = batched.result
-        self._recent.add(request.environment, found.label)
+        if request.keep or request.edge_label:  # a device's own; not one that only scores or is ranked
+            self._recent.add(request.environment, found.label)
         if request.edge_label:
             agrees = request.edge_label == found.label
             observation = Observation(request.edge_margin, agrees, query_propensity, self._environments.now_s())

@@ -217,12 +217,12 @@ class _Session:
                     table.event(f"{environment.name}: label {label_to_add!r} added by its text")
                 elif addition.described():
                     table.event(f"{environment.name}: {label_to_add!r} described by the language model")
-            if addition is not None:
-                addition.wait(DESCRIPTION_PATIENCE_S)
             assert child.stdout is not None
             summary = child.stdout.read()
             if child.wait() != 0:
                 raise EdgeFMError(f"the agent failed with exit code {child.returncode}; {log}: {last_words(log)}")
+            if addition is not None:
+                addition.wait(DESCRIPTION_PATIENCE_S)
         return EnvironmentRun(
             environment=environment,
             records=self.records,

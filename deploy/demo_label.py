@@ -70,13 +70,12 @@ class LabelAddition:
         self._next_s = time.monotonic() + _EVERY_S
         try:
             (found,) = self._operator.descriptions(self._place, self._name)
+            if not found.pending and found.texts:
+                self.result.descriptions, self.result.described = found.texts, self._share()
         except CloudError:  # the demo goes on; the next look may succeed
             return False
         self._pending = found.pending
-        if found.pending or not found.texts:
-            return False
-        self.result.descriptions, self.result.described = found.texts, self._share()
-        return True
+        return bool(self.result.descriptions)
 
     def _share(self) -> float | None:
         if not self._images:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import grpc
 
 from ..models.checks import check_target
-from ..models.errors import DeadlineError, EdgeFMError, InputError, NoLanguageModelError, OverloadedError
+from ..models.errors import CloudError, DeadlineError, EdgeFMError, InputError, NoLanguageModelError, OverloadedError
 from ..proto.limits import CHANNEL_OPTIONS, DEFAULT_PORT
 from ..proto.v1 import edgefm_pb2 as pb
 from ..proto.v1 import edgefm_pb2_grpc as rpc
@@ -62,8 +62,9 @@ class LanguageClient:
         self, question: str, max_tokens: int = 0, temperature: float = 0.0, seed: int = 0, deadline_ms: int = 0
     ) -> Iterator[str]:
         """Pieces of the answer to one message."""
-        message = language_pb2.ChatMessage(role=language_pb2.ChatMessage.ROLE_USER, content=question)
-        request = language_pb2.GenerateRequest(
+        message = _built(language_pb2.ChatMessage, role=language_pb2.ChatMessage.ROLE_USER, content=question)
+        request = _built(
+            language_pb2.GenerateRequest,
             messages=[message],
             max_tokens=max_tokens,
             temperature=temperature,
@@ -75,14 +76,18 @@ class LanguageClient:
 
     def ask(self, environment: str, question: str, deadline_ms: int = 0) -> Iterator[str]:
         """Pieces of the answer to a question about an environment."""
-        request = language_pb2.AskRequest(
-            environment=environment, question=question, deadline_ms=deadline_ms, client_id=self._client_id
+        request = _built(
+            language_pb2.AskRequest,
+            environment=environment,
+            question=question,
+            deadline_ms=deadline_ms,
+            client_id=self._client_id,
         )
         return self._pieces(self._stub.Ask, request)
 
     def describe(self, label: str, deadline_ms: int = 0) -> tuple[str, ...]:
         """What the model says that a label looks like; nothing is stored."""
-        request = language_pb2.DescribeRequest(label=label, deadline_ms=deadline_ms, client_id=self._client_id)
+        request = _built(language_pb2.DescribeRequest, label=label, deadline_ms=deadline_ms, client_id=self._client_id)
         return tuple(self._call(self._stub.Describe, request).descriptions)
 
     def rank(self, environment: str, image: bytes, deadline_ms: int = 0) -> Ranking:
@@ -90,9 +95,13 @@ class LanguageClient:
         asked = pb.RecognizeRequest(environment=environment, image=image, top_k=_TOP)
         found = self._call(self._recognised, asked)
         if found.HasField("error"):
-            raise InputError(found.error.message)
-        request = language_pb2.RankRequest(
-            environment=environment, candidates=found.matches, deadline_ms=deadline_ms, client_id=self._client_id
+            raise _refused(found.error)
+        request = _built(
+            language_pb2.RankRequest,
+            environment=environment,
+            candidates=found.matches,
+            deadline_ms=deadline_ms,
+            client_id=self._client_id,
         )
         ranked = self._call(self._stub.Rank, request)
         labels = (RankedLabel(one.label, one.probability, one.fm_probability) for one in ranked.ranking)
@@ -123,8 +132,25 @@ class LanguageClient:
             return NoLanguageModelError(f"{self._target} runs no language model; start that cloud with --language")
         if code == grpc.StatusCode.INVALID_ARGUMENT:
             return InputError(details)
-        if code == grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error, grpc.Call):
-            return OverloadedError(f"{self._target}: {details}", round((pushback_s(error) or 1.0) * 1e3))
+        hint_s = pushback_s(error) if isinstance(error, grpc.Call) else None
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED and hint_s is not None:
+            return OverloadedError(f"{self._target}: {details}", round(hint_s * 1e3))
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineError(f"{self._target}: {details}")
         return translate(error, self._target)
+
+
+def _built(kind: Callable[..., T], **fields: object) -> T:
+    """A request. Raises `InputError` for a value that the wire cannot carry."""
+    try:
+        return kind(**fields)
+    except (ValueError, TypeError) as error:  # out of range, or text that is no UTF-8
+        raise InputError(f"this cannot be asked: {error}") from error
+
+
+def _refused(error: pb.QueryError) -> EdgeFMError:
+    if error.code == pb.QueryError.CODE_OVERLOADED:
+        return OverloadedError(error.message, error.retry_after_ms)
+    if error.code == pb.QueryError.CODE_INTERNAL:
+        return CloudError(error.message)
+    return InputError(error.message)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -26,6 +28,8 @@ _CLOSE_PATIENCE_S = 5.0
 _RETRY_MS = (100, 60_000)
 _FORGET = 0.2
 """Weight of the latest answer in the measured time between two ends."""
+_LONGEST_TOKEN = 32
+"""Characters: text with more of them a token on average is no conversation."""
 _LONGEST_SHARED = 1024
 """Tokens of a beginning that is kept for others."""
 
@@ -37,6 +41,7 @@ class _Caller:
     loop: asyncio.AbstractEventLoop
     news: asyncio.Queue[int | EdgeFMError | None] = field(default_factory=asyncio.Queue)
     given: int = 0  # tokens that have been passed on; the thread's
+    heard: bool = False  # something has come
 
 
 class Observer(Protocol):
@@ -70,6 +75,7 @@ class LanguageEngine:
         self._lengths = LearnedLengths()
         self._callers: dict[Generation, _Caller] = {}
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._scores: deque[Callable[[], None]] = deque()  # one is computed between two steps
         self._between_s, self._last_end = 0.5, 0.0
         self._thread = threading.Thread(target=self._run, name="language", daemon=True)
         self.observer: Observer | None = None
@@ -122,30 +128,33 @@ class LanguageEngine:
             ModelError: the model failed.
         """
         ends_at = time.perf_counter() + deadline_ms / 1e3 if deadline_ms else None
-        prompt = [*self._tokenizer.chat(messages), *self._tokenizer.encode(begun)]
+        self._admit(owner)
+        prompt, shared = await self._read(messages, begun)
         predicted = (
             await self._asked(messages, sampling.most, owner, ends_at)
             if self._asks
             else self._lengths.predict(prompt, sampling.most, kind)
         )
-        shared = self._shared(messages, prompt)
         async for token in self._answer(Generation(prompt, sampling, predicted, shared, owner), kind, ends_at):
             yield token
 
-    async def scores(self, messages: Sequence[Message], begun: str, continuations: Sequence[str]) -> list[float]:
+    async def scores(
+        self, messages: Sequence[Message], begun: str, continuations: Sequence[str], deadline_ms: float = 0
+    ) -> list[float]:
         """Log-probability, in nats, of each continuation of an answer that has begun with `begun`.
 
-        Raises:
-            InputError: the conversation is too long.
-            OverloadedError, ModelError: as `generate`.
+        Raises: as `generate`.
         """
-        self._admit()
-        prompt = self._tokenizer.chat(messages)
-        shared = self._shared(messages, prompt)
-        prompt = [*prompt, *self._tokenizer.encode(begun)]
+        if len(self._scores) >= self._max_queue:
+            raise self._overloaded(len(self._scores))
+        prompt, shared = await self._read(messages, begun)
         following = [self._tokenizer.encode(text) for text in continuations]
         self._check(len(prompt) + max(map(len, following), default=0))
-        return await self._in_thread(lambda: self._machine.scores(prompt, shared, following))
+        work = self._between_steps(lambda: self._machine.scores(prompt, shared, following))
+        try:
+            return await asyncio.wait_for(work, deadline_ms / 1e3 if deadline_ms else None)
+        except asyncio.TimeoutError:
+            raise DeadlineError("the labels were not weighed in time") from None
 
     def text(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens)
@@ -157,26 +166,30 @@ class LanguageEngine:
     # ---- inside, on the event loop
 
     async def _asked(self, messages: Sequence[Message], most: int, owner: str, ends_at: float | None) -> int:
-        prompt, sampling = self._tokenizer.chat(question(messages)), Sampling(most=ASKED_TOKENS)
-        guess = Generation(prompt, sampling, ASKED_TOKENS, self._shared(messages, prompt), owner)
+        prompt, shared = await self._read(question(messages), "")
+        if len(prompt) + ASKED_TOKENS > self._context:
+            return most
+        guess = Generation(prompt, Sampling(most=ASKED_TOKENS), ASKED_TOKENS, shared, owner)
         return asked_length(self.text([token async for token in self._answer(guess, "length", ends_at)]), most)
 
     async def _answer(self, generation: Generation, kind: str, ends_at: float | None) -> AsyncIterator[int]:
-        self._admit()
         self._check(len(generation.prompt) + generation.most)
         self._scheduler.check(generation)
+        self._admit(generation.owner)
         caller = _Caller(generation, kind, asyncio.get_running_loop())
         self._callers[generation] = caller
         began = time.perf_counter()
+
+        def too_late() -> None:
+            text = f"the answer was not done in time; {len(generation.tokens)} of up to {generation.most} tokens were"
+            caller.news.put_nowait(DeadlineError(text))
+
+        timer = None if ends_at is None else caller.loop.call_later(ends_at - began, too_late)
         self._jobs.put(lambda: self._scheduler.submit(generation))
         try:
             while True:
-                left = None if ends_at is None else max(ends_at - time.perf_counter(), 0)
-                try:
-                    news = await asyncio.wait_for(caller.news.get(), left)
-                except asyncio.TimeoutError:
-                    text = f"the answer was not done in time; {len(generation.tokens)} of up to {generation.most} tokens were"
-                    raise DeadlineError(text) from None
+                news = await caller.news.get()
+                caller.heard = True
                 if news is None:
                     self._learn(caller, time.perf_counter() - began)
                     return
@@ -184,16 +197,33 @@ class LanguageEngine:
                     raise news
                 yield news
         finally:
+            if timer is not None:
+                timer.cancel()
             del self._callers[generation]
             if not generation.ended:
                 self._jobs.put(lambda: self._scheduler.cancel(generation))
 
-    def _admit(self) -> None:
-        """Raises `OverloadedError`."""
+    def _admit(self, owner: str) -> None:
+        """When the queue is full, the newest request of the owner with the most gives way.
+
+        Raises:
+            OverloadedError: that is the one that asks now.
+        """
         waiting = len(self._callers) - self._scheduler.running
-        if waiting >= self._max_queue:
-            hint = min(max(self._between_s * waiting * 1e3, _RETRY_MS[0]), _RETRY_MS[1])
-            raise OverloadedError(f"{waiting} requests wait for the language model already", round(hint))
+        if waiting < self._max_queue:
+            return
+        quiet = [caller for caller in self._callers.values() if not caller.heard]
+        counts = Counter(caller.generation.owner for caller in quiet)
+        heaviest, most = counts.most_common(1)[0] if counts else (owner, 0)
+        if counts[owner] + 1 >= most:
+            raise self._overloaded(waiting)
+        newest = next(caller for caller in reversed(quiet) if caller.generation.owner == heaviest)
+        newest.heard = True
+        newest.news.put_nowait(self._overloaded(waiting))
+
+    def _overloaded(self, waiting: int) -> OverloadedError:
+        hint = min(max(self._between_s * waiting * 1e3, _RETRY_MS[0]), _RETRY_MS[1])
+        return OverloadedError(f"{waiting} requests wait for the language model already", round(hint))
 
     def _check(self, tokens: int) -> None:
         if tokens > self._context:
@@ -212,15 +242,22 @@ class LanguageEngine:
         if self.observer is not None:
             self.observer.answered(caller.kind, len(generation.tokens), generation.predicted, seconds)
 
-    def _shared(self, messages: Sequence[Message], prompt: Sequence[int]) -> int:
-        """How far the prompt is what its system message alone makes of it."""
-        system: list[Message] = [messages[0]] if messages[0]["role"] == "system" else []
-        probe = self._tokenizer.chat([*system, {"role": "user", "content": "\n"}])
-        common = next((i for i, (a, b) in enumerate(zip(prompt, probe, strict=False)) if a != b), 0)
-        return common if common <= _LONGEST_SHARED else 0
+    async def _read(self, messages: Sequence[Message], begun: str) -> tuple[list[int], int]:
+        """The prompt, and how much of it is a beginning that others have too; long texts do not hold up the event loop."""
+        characters = sum(len(message["content"]) for message in messages)
+        if characters > _LONGEST_TOKEN * self._context:
+            raise InputError(
+                f"a conversation of {characters} characters is far beyond {self._context} tokens; shorten it"
+            )
+        return await asyncio.to_thread(self._tokens, messages, begun)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Between two steps."""
+    def _tokens(self, messages: Sequence[Message], begun: str) -> tuple[list[int], int]:
+        prompt = self._tokenizer.chat(messages)
+        shared = shared_beginning(self._tokenizer, messages, prompt)
+        return [*prompt, *self._tokenizer.encode(begun)], shared
+
+    async def _between_steps(self, work: Callable[[], T]) -> T:
+        """In its turn, one at a time; not at all where nobody waits for it any more."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -229,6 +266,8 @@ class LanguageEngine:
                 set_it(value)  # pyright: ignore[reportArgumentType]
 
         def run() -> None:
+            if future.done():
+                return
             try:
                 found = work()
             except EdgeFMError as error:
@@ -239,14 +278,15 @@ class LanguageEngine:
             else:
                 loop.call_soon_threadsafe(settle, future.set_result, found)
 
-        self._jobs.put(run)
+        self._scores.append(run)
+        self._jobs.put(lambda: None)  # wakes the thread
         return await future
 
     # ---- inside, in the thread
 
     def _run(self) -> None:
         while True:
-            if self._scheduler.idle or not self._jobs.empty():
+            if (self._scheduler.idle and not self._scores) or not self._jobs.empty():
                 job = self._jobs.get()
                 if job is None:
                     return
@@ -255,17 +295,21 @@ class LanguageEngine:
                 except Exception:  # a bug; the others' answers go on
                     log.exception("event=language_job_failed")
                 continue
+            if self._scores:
+                self._scores.popleft()()
+            lost: list[Generation] = []
             try:
-                moved = self._scheduler.advance()
+                self._scheduler.advance()
                 self.failure = None
             except Exception as error:
                 log.exception("event=language_failed")
                 self.failure = str(error) or type(error).__name__
-                for generation in self._scheduler.abandon():
-                    self._tell(generation, [ModelError(f"the language model failed: {self.failure}")])
-                continue
-            for generation in moved:
-                self._pass_on(generation)
+                lost = self._scheduler.abandon()
+            for generation in self._scheduler.moved:
+                if generation not in lost:
+                    self._pass_on(generation)
+            for generation in lost:
+                self._tell(generation, [ModelError(f"the language model failed: {self.failure}")])
 
     def _pass_on(self, generation: Generation) -> None:
         caller = self._callers.get(generation)
@@ -283,4 +327,13 @@ class LanguageEngine:
             for item in news:
                 caller.news.put_nowait(item)
 
-        caller.loop.call_soon_threadsafe(put)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            caller.loop.call_soon_threadsafe(put)
+
+
+def shared_beginning(tokenizer: TextTokenizer, messages: Sequence[Message], prompt: Sequence[int]) -> int:
+    """How many tokens of a prompt are what its system message alone, or the template's, makes of it."""
+    system: list[Message] = [messages[0]] if messages[0]["role"] == "system" else []
+    probe = tokenizer.chat([*system, {"role": "user", "content": "\n"}])
+    common = next((i for i, (a, b) in enumerate(zip(prompt, probe, strict=False)) if a != b), 0)
+    return common if common <= _LONGEST_SHARED else 0

@@ -24,6 +24,10 @@ ROUND = 50
 """Predicted lengths are rounded up to a multiple of it before they cut answers short (its label)."""
 
 
+STALL = 512
+"""Tokens of prompts that are read, and one prompt beyond, before those who run get their next token."""
+
+
 class Waiting:
     """Requests without a place: those that lost theirs first, then owners in turn."""
 
@@ -107,7 +111,8 @@ class ContinuousBatching:
     def choose(
         self, waiting: Waiting, running: Sequence[Generation], room: Callable[[Generation], bool]
     ) -> list[Generation]:
-        return _taken(waiting, self._most - len(running), room)
+        tokens = STALL if running else None
+        return _taken(waiting, self._most - len(running), room, tokens)
 
     def cut(self, generation: Generation) -> None:
         raise AssertionError("nothing is cut short here")
@@ -116,9 +121,14 @@ class ContinuousBatching:
         return False
 
 
-def _taken(waiting: Waiting, most: int, room: Callable[[Generation], bool]) -> list[Generation]:
+def _taken(
+    waiting: Waiting, most: int, room: Callable[[Generation], bool], tokens: int | None = None
+) -> list[Generation]:
+    """`most` in all, and of more than one as many as have `tokens` to read together."""
     taken: list[Generation] = []
     while len(taken) < most and len(waiting):
+        if taken and tokens is not None and sum(one.held + 1 for one in taken) >= tokens:
+            break
         first = waiting.pop()
         first.allowed = first.most
         if not room(first):
@@ -203,6 +213,10 @@ def policy_named(name: str, batch: int) -> Policy:
 class Scheduler:
     """Drives a machine by a policy. Not for several threads.
 
+    Attributes:
+        preempted: how often one gave its place up for want of cache blocks.
+        moved: those with a new token or their end, of the latest `advance`.
+
     Args:
         cache_blocks: that all running sequences may hold together. A sequence that outgrows what was expected of it takes
             more as long as there are some; then the one that started last gives its place up, and reads again what it has said.
@@ -214,6 +228,7 @@ class Scheduler:
         self._waiting = Waiting()
         self._running: list[Generation] = []  # in the order in which they started
         self.preempted = 0
+        self.moved: dict[Generation, None] = {}
 
     @property
     def idle(self) -> bool:
@@ -257,9 +272,9 @@ class Scheduler:
     def advance(self) -> list[Generation]:
         """One step of everything that runs; returns those that have a new token or their end.
 
-        An error of the machine leaves nothing running: `abandon` says whom it hit.
+        An error of the machine leaves nothing running: `abandon` says whom it hit, `moved` who had moved before.
         """
-        moved: dict[Generation, None] = {}
+        moved = self.moved = {}
         reserved = sum(self._expected(one) for one in self._running)
 
         def room(generation: Generation) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from ...models.checks import check_device_id
@@ -77,18 +78,22 @@ class LanguageService(rpc.LanguageServicer):
         try:
             pool, _ = self._environments.pool(request.environment)
             fm = uses.fm_log_probabilities(pool, {match.label: match.similarity for match in request.candidates})
-            owner = _owner(request.client_id, context)
+            owner, ends_at = _owner(request.client_id, context), time.perf_counter() + request.deadline_ms / 1e3
+
+            def left_ms() -> float:
+                return max((ends_at - time.perf_counter()) * 1e3, 1.0) if request.deadline_ms else 0.0
+
             candidates = list(fm)
             messages = uses.rank_messages(
                 request.environment, self._recent.of(request.environment), pool.descriptions, candidates
             )
-            told = await self._scores(messages, candidates)
-            untold = await self._scores(uses.rank_messages_without(candidates), candidates)
+            told = await self._scores(messages, candidates, left_ms())
+            untold = await self._scores(uses.rank_messages_without(candidates), candidates, left_ms())
             tokens = {label: self._engine.count(f" {label}") for label in candidates}
             ranking = uses.ranking(fm, told, untold, tokens)
             begun = f"{uses.BEGUN} {ranking[0].label}, because"
-            asked, sampling = uses.reason_messages(messages), Sampling(REASON_TOKENS)
-            words = await answer(self._engine, asked, sampling, "rank", owner, request.deadline_ms, begun)
+            asked, sampling = uses.reason_messages(messages), Sampling(min(REASON_TOKENS, self._most))
+            words = await answer(self._engine, asked, sampling, "rank", owner, left_ms(), begun)
             return pb.RankResponse(
                 ranking=[
                     pb.Ranked(label=one.label, probability=one.probability, fm_probability=one.fm_probability)
@@ -100,8 +105,10 @@ class LanguageService(rpc.LanguageServicer):
         except EdgeFMError as error:
             await abort(context, error)
 
-    async def _scores(self, messages: Sequence[Message], labels: Sequence[str]) -> Mapping[str, float]:
-        found = await self._engine.scores(messages, uses.BEGUN, [f" {label}" for label in labels])
+    async def _scores(
+        self, messages: Sequence[Message], labels: Sequence[str], deadline_ms: float
+    ) -> Mapping[str, float]:
+        found = await self._engine.scores(messages, uses.BEGUN, [f" {label}" for label in labels], deadline_ms)
         return dict(zip(labels, found, strict=True))
 
     async def _streamed(
@@ -120,10 +127,15 @@ class LanguageService(rpc.LanguageServicer):
 async def describe(engine: LanguageEngine, label: str, owner: str, deadline_ms: float = 0) -> tuple[str, ...]:
     """What a label looks like, by the model. Raises as `LanguageEngine.generate`, and LabelError for what is no label."""
     (name,) = check_labels([label])
-    parts = (
-        answer(engine, messages, sampling, "describe", owner, deadline_ms) for messages, sampling in requests(name)
-    )
-    return descriptions(name, await asyncio.gather(*parts))
+    parts = [
+        asyncio.ensure_future(answer(engine, messages, sampling, "describe", owner, deadline_ms))
+        for messages, sampling in requests(name)
+    ]
+    try:
+        return descriptions(name, await asyncio.gather(*parts))
+    finally:  # where one fails, nobody waits for the others
+        for part in parts:
+            part.cancel()
 
 
 async def answer(

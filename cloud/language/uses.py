@@ -49,9 +49,10 @@ def fm_log_probabilities(pool: LabelPool, candidates: Mapping[str, float]) -> di
     Raises:
         LabelError: none, too many, or one that is not in the pool.
     """
+    candidates = {label: x for label, x in candidates.items() if label != UNKNOWN}
     if not 0 < len(candidates) <= MOST_CANDIDATES:
         raise LabelError(f"a ranking is of 1 to {MOST_CANDIDATES} candidates, got {len(candidates)}")
-    foreign = [label for label in candidates if label not in pool.labels and label != UNKNOWN]
+    foreign = [label for label in candidates if label not in pool.labels]
     if foreign:
         raise LabelError(f"not in the pool: {foreign[0]!r}; candidates come from Recognize")
     similarities = np.array([*candidates.values(), pool.unknown_floor], np.float64)
@@ -60,7 +61,7 @@ def fm_log_probabilities(pool: LabelPool, candidates: Mapping[str, float]) -> di
     scaled = similarities / pool.temperature
     found = scaled - scaled.max()
     found -= np.log(np.exp(found).sum())
-    return dict(zip([*(label for label in candidates if label != UNKNOWN), UNKNOWN], found.tolist(), strict=False))
+    return dict(zip([*candidates, UNKNOWN], found.tolist(), strict=True))
 
 
 def rank_messages(
@@ -72,7 +73,7 @@ def rank_messages(
         lines.append(f"Seen there lately: {_counted(recent)}.")
     for label in candidates:
         told = " ".join(descriptions.get(label, ())[:_PER_LABEL])
-        lines.append(f"Maybe it is: {label}.{' ' + told if told else ''}")
+        lines.append(_plain(f"Maybe it is: {label}.{' ' + told if told else ''}"))
     return [
         {"role": "system", "content": _RANK},
         {"role": "user", "content": "\n".join([*lines, "What does the camera see now?"])},
@@ -117,7 +118,7 @@ def ask_messages(
     """The facts come first, as the system's words: one environment's questions share them until they change."""
     facts = [
         f"Environment: {status.environment}.",
-        f"Labels: {', '.join(labels[:_MOST_TOLD])}{', ...' if len(labels) > _MOST_TOLD else ''}.",
+        _plain(f"Labels: {', '.join(labels[:_MOST_TOLD])}{', ...' if len(labels) > _MOST_TOLD else ''}."),
         f"Student: {status.student_profile}, version {status.student_version}.",
         f"Samples labelled by the foundation model: {status.samples_labelled}; stored: {status.samples_stored}.",
     ]
@@ -139,4 +140,9 @@ def ask_messages(
 
 def _counted(labels: Sequence[str]) -> str:
     counts = Counter(labels)
-    return ", ".join(f"{label} ({count})" for label, count in counts.most_common(_MOST_TOLD))
+    return _plain(", ".join(f"{label} ({count})" for label, count in counts.most_common(_MOST_TOLD)))
+
+
+def _plain(text: str) -> str:
+    """Without what could be one of the model's special tokens, such as <|im_end|>."""
+    return text.replace("<", "< ")

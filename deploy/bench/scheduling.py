@@ -8,7 +8,6 @@ Live: the decoder answers questions, and every policy must give the same answers
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from ...cloud.language.engine import shared_beginning
 from ...cloud.language.generation import Generation, Machine
 from ...cloud.language.lengths import ASKED_TOKENS, QUANTILE, LearnedLengths, asked_length, question
 from ...cloud.language.machine import DecoderMachine
@@ -195,13 +195,11 @@ def asked_questions(path: Path, tokenizer: TextTokenizer, count: int) -> list[As
     questions = read_questions(path)[:count]
     if len(questions) < count:
         raise InputError(f"{path} has {len(questions)} questions; {count} are wanted")
-    common = tokenizer.chat([{"role": "user", "content": "\n"}])
     asked = []
     for one in questions:
         messages: list[Message] = [{"role": "user", "content": one.question}]
         prompt = tokenizer.chat(messages)
-        shared = next((i for i, (a, b) in enumerate(zip(prompt, common, strict=False)) if a != b), 0)
-        asked.append(Asked(messages, prompt, shared))
+        asked.append(Asked(messages, prompt, shared_beginning(tokenizer, messages, prompt)))
     return asked
 
 
@@ -359,5 +357,4 @@ def _print(result: dict[str, Any], console: Console) -> None:
     for row in [*result["rows"], *result.get("live", {}).get("rows", ())]:
         rate = f", {row['requests_per_s']:.2f} requests/s" if "requests_per_s" in row else ""
         kind = f"{row['step_time']} step" if "step_time" in row else "live"
-        if not math.isnan(row["of_static"]):
-            console.print(f"{kind}: {row['system']} ({row['lengths']}): {row['of_static']:.2f} of static{rate}")
+        console.print(f"{kind}: {row['system']} ({row['lengths']}): {row['of_static']:.2f} of static{rate}")

@@ -9,7 +9,10 @@ import typer
 
 from .options import CloudAddress
 
-_Deadline = Annotated[int, typer.Option(help="Give up after so long; 0 waits as long as it takes.", min=0)]
+_LARGEST = 2**32 - 1
+_Deadline = Annotated[
+    int, typer.Option(help="Give up after so long; 0 waits as long as it takes.", min=0, max=_LARGEST)
+]
 
 
 def ask(
@@ -17,7 +20,9 @@ def ask(
     environment: Annotated[
         str, typer.Option("--environment", "-e", help="Tell the model what the cloud knows of this environment.")
     ] = "",
-    max_tokens: Annotated[int, typer.Option(help="Of the answer, at most; without an environment.", min=1)] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(help="Of the answer, at most; without an environment.", min=1, max=_LARGEST)
+    ] = 256,
     deadline_ms: _Deadline = 0,
     cloud: CloudAddress = None,
 ) -> None:

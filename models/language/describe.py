@@ -79,7 +79,7 @@ def _sentences(answer: str) -> Iterator[str]:
 
 
 def _describes(sentence: str, label: str) -> bool:
-    if len(sentence) > _LONGEST or not sentence.isprintable() or sentence.endswith(":") or _META.search(sentence):
+    if len(sentence) > _LONGEST or not sentence.isprintable() or sentence[-1] not in ".!?" or _META.search(sentence):
         return False
     named, said = set(_words(label)), Counter(_words(sentence))
     new = said.keys() - named

@@ -11,6 +11,9 @@ import torch
 from ..errors import ConfigError
 from .decoder import Decoder
 
+_COLDEST = 1e-4
+"""Temperatures below it are 0: logits divided by them leave float32."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -43,7 +46,7 @@ class Sampler:
     def __call__(self, logits: torch.Tensor) -> int:
         """Of (vocabulary,) logits."""
         settings = self._sampling
-        if not settings.temperature:
+        if settings.temperature < _COLDEST:
             return int(logits.argmax())
         p, order = torch.softmax(logits / settings.temperature, dim=-1).sort(descending=True)
         p = torch.where(p.cumsum(0) - p < settings.top_p, p, 0)

@@ -74,6 +74,8 @@ class TextTokenizer:
             text = environment.from_string(self._template).render(
                 messages=list(messages), add_generation_prompt=True, **self._special
             )
+        except _RefusedError as error:
+            raise InputError(f"the model's chat template refuses this conversation: {error}") from error
         except TemplateError as error:
             raise ModelError(f"the model's chat template fails: {error}") from error
         return self.encode(text)
@@ -112,8 +114,12 @@ class TextStream:
         return self._decode(self._tokens)[len(self._known) :]
 
 
+class _RefusedError(TemplateError):
+    """By the template itself, such as of roles that do not alternate."""
+
+
 def _refuse(message: str) -> None:
-    raise TemplateError(message)
+    raise _RefusedError(message)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> TextTokenizer:

@@ -85,7 +85,7 @@ class GenerateRequest(_message.Message):
     deadline_ms: _builtins.int
     """for the whole answer, counted from arrival. 0: none"""
     client_id: _builtins.str
-    """letters, digits, dash, underscore, dot; at most 64. Empty: the connection's address"""
+    """at most 64 characters. Empty: the connection's address"""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """the last one is the user's"""

@@ -194,3 +194,75 @@ def test_scores_are_the_log_probabilities_of_the_words(run, tokenizer, decoder):
             assert score == pytest.approx(float(expected), abs=1e-3)
 
     run(work)
+
+
+def test_one_callers_odd_settings_cost_nobody_else(run):
+    async def work(engine: LanguageEngine) -> None:
+        messages = [{"role": "user", "content": "Name a fruit."}]
+
+        async def coldest() -> list[int]:
+            sampling = Sampling(8, temperature=1e-38, top_p=1e-30)
+            return [token async for token in engine.generate(messages, sampling, "generate")]
+
+        cold, greedy = await asyncio.gather(coldest(), _answer(engine, "Name a fruit.", 8))
+        assert cold == greedy
+
+    run(work)
+
+
+def test_the_owner_with_the_most_gives_way_when_the_queue_is_full(run):
+    async def work(engine: LanguageEngine) -> None:
+        greedy = [asyncio.create_task(_answer(engine, f"Go on, {i}.", 60, owner="greedy")) for i in range(4)]
+        while engine.running + engine.waiting < 4:
+            await asyncio.sleep(0.01)
+        assert await _answer(engine, "Name a fruit.", 2, owner="modest")
+        done = await asyncio.gather(*greedy, return_exceptions=True)
+        assert [isinstance(one, OverloadedError) for one in done] == [False, False, False, True]
+
+    run(work, places=1, max_queue=3, endless=True)
+
+
+def test_scores_and_answers_take_turns(run):
+    async def work(engine: LanguageEngine) -> None:
+        messages = [{"role": "user", "content": "What is it? " * 20}]
+        weighing = True
+
+        async def weigh() -> int:
+            count = 0
+            while weighing:
+                await engine.scores(messages, "It is", [" a cat", " a dog"])
+                count += 1
+            return count
+
+        busy = [asyncio.create_task(weigh()) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        assert len(await _answer(engine, "Go on.", 30)) == 30
+        weighing = False
+        assert min(await asyncio.gather(*busy)) > 0
+
+    run(work, endless=True)
+
+
+def test_scores_that_nobody_waits_for_are_not_computed(run, decoder, machine):
+    computed = []
+    scores = machine.scores
+
+    def counted(*arguments):
+        computed.append(arguments)
+        return scores(*arguments)
+
+    machine.scores = counted
+
+    async def work(engine: LanguageEngine) -> None:
+        messages = [{"role": "user", "content": "What is it? " * 60}]
+        tasks = [asyncio.create_task(engine.scores(messages, "It is", [" a cat"])) for _ in range(6)]
+        await tasks[0]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await _answer(engine, "Name a fruit.", 5)
+        with pytest.raises(DeadlineError):
+            await engine.scores(messages, "It is", [" a cat"] * 20, deadline_ms=1)
+
+    run(work)
+    assert len(computed) < 6

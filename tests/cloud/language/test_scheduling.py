@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 from edgefm.cloud.language.generation import Generation, blocks
 from edgefm.cloud.language.scheduling import (
+    STALL,
     ContinuousBatching,
     Policy,
     Scheduler,
@@ -206,3 +207,34 @@ def test_policies_by_name():
 
 def test_blocks():
     assert [blocks(n) for n in (0, 1, BLOCK, BLOCK + 1)] == [0, 1, 1, 2]
+
+
+def test_who_ended_before_an_error_is_known():
+    class Failing(Counting):
+        def start(self, generation: Generation) -> int | None:
+            if generation.prompt[0] == 7:
+                raise RuntimeError("out of memory")
+            return super().start(generation)
+
+        def stop(self, generation: Generation) -> None:
+            self.said.pop(generation, None)
+
+    scheduler = Scheduler(Failing(), ContinuousBatching(3), 1000)
+    done, bad = (Generation([length], Sampling(most=MOST), length) for length in (0, 7))
+    scheduler.submit(done)
+    scheduler.submit(bad)
+    with pytest.raises(RuntimeError):
+        scheduler.advance()
+    assert scheduler.abandon() == [bad]
+    assert done in scheduler.moved and done.ended
+
+
+def test_long_prompts_do_not_hold_up_those_who_run():
+    machine = Counting()
+    scheduler = Scheduler(machine, ContinuousBatching(8), 10_000)
+    scheduler.submit(Generation([50], Sampling(most=MOST), 50))
+    scheduler.advance()
+    for _ in range(4):
+        scheduler.submit(Generation([50] * STALL, Sampling(most=MOST), 50))
+    scheduler.advance()
+    assert scheduler.running == 2 and scheduler.waiting == 3
