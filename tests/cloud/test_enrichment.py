@@ -18,6 +18,7 @@ from edgefm.models.errors import (
     LabelMissingError,
     ModelError,
     NoLanguageModelError,
+    OverloadedError,
     StoreError,
 )
 from edgefm.models.foundation import build_pool
@@ -172,6 +173,38 @@ def test_a_failure_is_told_and_costs_its_label_alone(opened, caplog):
 
     run(work)
     assert sum("event=label_not_described" in record.getMessage() for record in caplog.records) == 3
+
+
+def test_an_overloaded_language_model_is_asked_again(opened):
+    refused: list[str] = []
+
+    async def busy(label: str) -> tuple[str, ...]:
+        if refused.count(label) < 2:
+            refused.append(label)
+            raise OverloadedError("256 requests wait already", 10)
+        return await describer(label)
+
+    async def work() -> None:
+        async with opened(busy) as cloud:
+            await cloud.enrichment.ask(BASE, LABELS)
+            await cloud.settled()
+            assert set(cloud.pool.descriptions) == set(LABELS) and len(refused) == 2 * len(LABELS)
+            assert not any(cloud.enrichment.failure(BASE, label) for label in LABELS)
+
+    run(work)
+
+
+def test_a_caller_that_goes_away_leaves_its_job_running(opened):
+    async def work() -> None:
+        async with opened(describer) as cloud:
+            asking = asyncio.create_task(cloud.enrichment.ask(BASE, ["cat"]))
+            await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await cloud.settled()
+            assert set(cloud.pool.descriptions) == {"cat"}
+
+    run(work)
 
 
 def test_a_restart_goes_on_where_the_job_was(opened, caplog):

@@ -168,3 +168,11 @@ def test_a_cloud_without_a_language_model_says_so(cloud):
         pytest.raises(NoLanguageModelError, match="runs no language model; start that cloud with --language"),
     ):
         list(client.generate("Name a fruit."))
+
+
+def test_what_the_wire_cannot_carry_is_refused_before_it_is_sent(client: LanguageClient):
+    for settings in ({"max_tokens": 2**32}, {"deadline_ms": -1}, {"seed": -1}):
+        with pytest.raises(InputError, match="cannot be asked"):
+            list(client.generate("Name a fruit.", **settings))
+    with pytest.raises(InputError, match="cannot be asked"):
+        list(client.generate("a \ud800 surrogate"))
