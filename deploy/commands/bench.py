@@ -14,7 +14,16 @@ from ...models.errors import ConfigError, EdgeFMError
 from ...models.students import DEFAULT_STUDENT, INT8_SUFFIX, PROFILES
 from .options import check_sources, extra
 
+Weights = Annotated[
+    Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
+
+
+def _chosen(weights: Path | None) -> Path:
+    from ..weights import found_weights
+
+    return found_weights("smollm2") if weights is None else weights
 
 
 def _measured(measure: Callable[[], dict[str, Any]], json_file: Path | None) -> None:
@@ -195,16 +204,12 @@ def attention(
 
 
 def language(
-    weights: Annotated[
-        Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
-    ] = None,
+    weights: Weights = None,
     repeats: Annotated[int, typer.Option(help="Interleaved; the median counts.", min=1)] = 5,
     json_file: JsonFile = None,
 ) -> None:
     """The language model beside transformers' on the same weights: prefill, decoding, loading, memory."""
-    from ..weights import found_weights
-
-    path = found_weights("smollm2") if weights is None else weights
+    path = _chosen(weights)
     with extra("cloud"):
         from rich.console import Console
 
@@ -214,19 +219,15 @@ def language(
 
 def labels(
     data: Annotated[list[Path], typer.Option(help="The archives tiny-imagenet-wild.tar and tiny-imagenet-town.tar.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
-    ] = None,
+    weights: Weights = None,
     earlier: Annotated[
         Path | None, typer.Option(help="Results of an earlier run: its descriptions are scored, none are written.")
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """The FM's accuracy on labels alone, on labels that the language model describes, and on controls. 20 minutes."""
-    from ..weights import found_weights
-
     check_sources(data)
-    path = found_weights("smollm2") if weights is None else weights
+    path = _chosen(weights)
     with extra("demo"):
         from rich.console import Console
 
@@ -238,16 +239,12 @@ def ranking(
     data: Annotated[list[Path], typer.Option(help="Folders or tars laid out train/<label>/, val/<label>/.")],
     samples: Annotated[int, typer.Option(help="Of each place and seed.", min=1)] = 60,
     seeds: Annotated[int, typer.Option(help="Repeats, each with other samples.", min=1)] = 3,
-    weights: Annotated[
-        Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
-    ] = None,
+    weights: Weights = None,
     json_file: JsonFile = None,
 ) -> None:
     """What the language model's ranking adds to the FM where the FM is least sure, beside counting what a place shows."""
-    from ..weights import found_weights
-
     check_sources(data)
-    path = found_weights("smollm2") if weights is None else weights
+    path = _chosen(weights)
     with extra("demo"):
         from rich.console import Console
 
@@ -266,18 +263,14 @@ def scheduling(
     history: Annotated[
         int, typer.Option(help="Questions before them, whose answers' lengths are learned.", min=1)
     ] = 48,
-    weights: Annotated[
-        Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
-    ] = None,
+    weights: Weights = None,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or quantised.")] = "quantised",
     json_file: JsonFile = None,
 ) -> None:
     """The language model's requests per second: static batches, sequence scheduling, continuous batching. Minutes."""
-    from ..weights import found_weights
-
     if precision not in ("float32", "bfloat16", "quantised"):
         raise ConfigError(f"--precision is float32, bfloat16 or quantised, got {precision!r}")
-    path = found_weights("smollm2") if weights is None else weights
+    path = _chosen(weights)
     with extra("cloud"):
         from rich.console import Console
 
@@ -290,9 +283,7 @@ def scheduling(
 def sepllm(
     books: Annotated[Path, typer.Option(help="A tar of .txt files, PG-19's.")],
     questions: Annotated[Path, typer.Option(help="A JSON object a line, question and answer, GSM8K's.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
-    ] = None,
+    weights: Weights = None,
     post_train: Annotated[
         int, typer.Option(help="Tokens of other books that each of three masks learns from.", min=0)
     ] = 0,
@@ -307,9 +298,7 @@ def sepllm(
 
     With --json FILE, what is measured is kept in FILE.partial as it comes.
     """
-    from ..weights import found_weights
-
-    path = found_weights("smollm2") if weights is None else weights
+    path = _chosen(weights)
     with extra("demo"):
         from rich.console import Console
 
