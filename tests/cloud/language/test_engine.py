@@ -212,9 +212,13 @@ def test_one_callers_odd_settings_cost_nobody_else(run):
 
 def test_the_owner_with_the_most_gives_way_when_the_queue_is_full(run):
     async def work(engine: LanguageEngine) -> None:
-        greedy = [asyncio.create_task(_answer(engine, f"Go on, {i}.", 60, owner="greedy")) for i in range(4)]
-        while engine.running + engine.waiting < 4:
-            await asyncio.sleep(0.01)
+        greedy = [asyncio.create_task(_answer(engine, "Go on.", 200, owner="greedy"))]
+        while not engine.running:
+            await asyncio.sleep(0.001)
+        greedy += [asyncio.create_task(_answer(engine, f"Go on, {i}.", 5, owner="greedy")) for i in range(3)]
+        while engine.waiting < 3:
+            assert not greedy[0].done()
+            await asyncio.sleep(0.001)
         assert await _answer(engine, "Name a fruit.", 2, owner="modest")
         done = await asyncio.gather(*greedy, return_exceptions=True)
         assert [isinstance(one, OverloadedError) for one in done] == [False, False, False, True]
