@@ -143,15 +143,16 @@ def _timed(tokens: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def _memory(tokens: int) -> list[dict[str, Any]]:
-    """Each in a process of its own: what the high-water mark rises by."""
-    rows = []
+    """Each in a process of its own, forked from one that has loaded PyTorch: what the high-water mark rises by."""
+    rows, context = [], multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     os.environ["MALLOC_MMAP_THRESHOLD_"] = (
         "65536"  # what is freed goes back to the system, and is seen when it comes again
     )
     try:
         for variant, implementations in calls(tokens).items():
             for name in implementations:
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one:
+                with ProcessPoolExecutor(1, context) as one:
                     mib = one.submit(_risen, tokens, variant, name).result()
                 rows.append({"tokens": tokens, "variant": variant, "implementation": name, "extra_mib": round(mib, 1)})
     finally:
