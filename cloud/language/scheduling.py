@@ -78,10 +78,20 @@ class Policy(Protocol):
         ...
 
 
-class StaticBatches:
-    """`batch` requests in order of arrival; the next ones start when the last of them has ended."""
+class _Uncut:
+    """Of a policy that lets every answer run to its end, and takes none from `Waiting` before its turn."""
 
     held = 0
+
+    def cut(self, generation: Generation) -> None:
+        raise AssertionError("nothing is cut short here")
+
+    def forget(self, generation: Generation) -> bool:
+        return False
+
+
+class StaticBatches(_Uncut):
+    """`batch` requests in order of arrival; the next ones start when the last of them has ended."""
 
     def __init__(self, batch: int = BATCH) -> None:
         self._batch = batch
@@ -93,17 +103,9 @@ class StaticBatches:
             return []
         return _taken(waiting, self._batch, room)
 
-    def cut(self, generation: Generation) -> None:
-        raise AssertionError("nothing is cut short here")
 
-    def forget(self, generation: Generation) -> bool:
-        return False
-
-
-class ContinuousBatching:
+class ContinuousBatching(_Uncut):
     """Whoever waits starts as soon as a place and cache blocks for its expected answer are free; `most` places."""
-
-    held = 0
 
     def __init__(self, most: int = BATCH) -> None:
         self._most = most
@@ -113,12 +115,6 @@ class ContinuousBatching:
     ) -> list[Generation]:
         tokens = STALL if running else None
         return _taken(waiting, self._most - len(running), room, tokens)
-
-    def cut(self, generation: Generation) -> None:
-        raise AssertionError("nothing is cut short here")
-
-    def forget(self, generation: Generation) -> bool:
-        return False
 
 
 def _taken(

@@ -59,8 +59,8 @@ def descriptions(label: str, answers: Sequence[str]) -> tuple[str, ...]:
     """The distinct sentences among the answers that say something of the label, in their order; perhaps none.
 
     Of every line (a list's points are lines) the first sentence is taken. One is dropped that is empty or longer than 180
-    characters, talks of the model instead, has fewer than half of the label's words, adds fewer than two words to it, or says
-    one word more than twice.
+    characters, breaks off, talks of the model instead, has fewer than half of the label's words, adds fewer than two words to
+    it, or says one word more than twice.
     """
     found: dict[str, str] = {}
     for answer in answers:

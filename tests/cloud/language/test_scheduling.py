@@ -51,6 +51,18 @@ class Counting:
         return number if number < generation.prompt[0] else None
 
 
+class Failing(Counting):
+    """Cannot start an answer of 7."""
+
+    def start(self, generation: Generation) -> int | None:
+        if generation.prompt[0] == 7:
+            raise RuntimeError("out of memory")
+        return super().start(generation)
+
+    def stop(self, generation: Generation) -> None:
+        self.said.pop(generation, None)
+
+
 def run(policy: Policy, lengths=LENGTHS, predicted=None, cache_blocks=1000, prompt=1):
     machine = Counting()
     scheduler = Scheduler(machine, policy, cache_blocks)
@@ -179,15 +191,6 @@ def test_owners_are_served_in_turn():
 
 
 def test_a_machine_that_fails_leaves_nothing_running():
-    class Failing(Counting):
-        def start(self, generation: Generation) -> int | None:
-            if generation.prompt[0] == 7:
-                raise RuntimeError("out of memory")
-            return super().start(generation)
-
-        def stop(self, generation: Generation) -> None:
-            self.said.pop(generation, None)
-
     scheduler = Scheduler(Failing(), ContinuousBatching(3), 1000)
     generations = [Generation([length], Sampling(most=MOST), length) for length in (50, 7, 50, 9)]
     for generation in generations:
@@ -210,15 +213,6 @@ def test_blocks():
 
 
 def test_who_ended_before_an_error_is_known():
-    class Failing(Counting):
-        def start(self, generation: Generation) -> int | None:
-            if generation.prompt[0] == 7:
-                raise RuntimeError("out of memory")
-            return super().start(generation)
-
-        def stop(self, generation: Generation) -> None:
-            self.said.pop(generation, None)
-
     scheduler = Scheduler(Failing(), ContinuousBatching(3), 1000)
     done, bad = (Generation([length], Sampling(most=MOST), length) for length in (0, 7))
     scheduler.submit(done)
