@@ -221,7 +221,8 @@ def test_the_owner_with_the_most_gives_way_when_the_queue_is_full(run):
             await asyncio.sleep(0.001)
         assert await _answer(engine, "Name a fruit.", 2, owner="modest")
         done = await asyncio.gather(*greedy, return_exceptions=True)
-        assert [isinstance(one, OverloadedError) for one in done] == [False, False, False, True]
+        refused = [isinstance(one, OverloadedError) for one in done]
+        assert sum(refused) == 1 and not refused[0]  # prompts are read in threads: any of the others may be the newest
 
     run(work, places=1, max_queue=3, endless=True)
 
