@@ -44,8 +44,8 @@ def attend(
     Args:
         q: (B, H, TQ, D); the last query stands at the last key.
         k, v: (B, HK, TK, D); H is a multiple of HK, TK >= TQ.
-        separators: (B, TK) bool, keys that every later query sees under a pattern with a window.
-        visible: (B, TK) bool, False hides a key from everybody (padding).
+        separators: (B, TK) bool, keys that every later query sees under a pattern with a window; on any device.
+        visible: (B, TK) bool, False hides a key from everybody (padding); on any device.
         scale: of the scores; 1/sqrt(D) unless given.
 
     Returns:
@@ -55,6 +55,7 @@ def attend(
         ConfigError: shapes that do not fit each other.
     """
     _check(q, k, v, separators, visible)
+    separators, visible = (None if mask is None else mask.to(q.device) for mask in (separators, visible))
     choice = choose(q, pattern, form, k.shape[2], separators, visible)
     _tell(choice, form, q.device.type)
     if choice.name == "sdpa":

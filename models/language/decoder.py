@@ -16,7 +16,7 @@ import torch
 
 from ..attention.api import attend
 from ..attention.cache import GrowingCache
-from ..attention.pattern import Pattern
+from ..attention.pattern import Form, Pattern
 from ..errors import ConfigError, InputError
 from . import rows
 from .dense import Dense
@@ -77,8 +77,14 @@ class Decoder:
     Args:
         precision: logits are float32 whatever it is.
         pattern: which past tokens a query sees.
+        form: how scores become weights: that of the model's training. The fused step knows softmax.
         full_layers: layers that see all of them whatever the pattern.
         separators: (vocabulary,) bool, for a pattern that keeps them.
+        device: of weights, caches and logits. A CPU has a fused step; elsewhere PyTorch's operators and the kernels of
+            attention do all.
+
+    Raises:
+        ConfigError: quantised weights that are not to be on a CPU.
     """
 
     def __init__(
@@ -88,19 +94,28 @@ class Decoder:
         pattern: Pattern = _ALL,
         full_layers: Sequence[int] = (),
         separators: torch.Tensor | None = None,
+        device: torch.device | str = "cpu",
+        form: Form = "softmax",
     ) -> None:
-        config = checkpoint.config
-        self.config = config
+        config, device = checkpoint.config, torch.device(device)
+        if precision == "quantised" and device.type != "cpu":
+            raise ConfigError(f"quantised weights are for CPUs; on {device} use bfloat16 or float32")
+        self.config, self.device = config, device
+        self.form: Form = form
         self._cached = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._patterns = [_ALL if layer in full_layers else pattern for layer in range(config.layers)]
         self._separators = separators
-        self._embedding = _matrix(checkpoint, ("model.embed_tokens",), precision)
-        self._layers = [_layer(checkpoint, f"model.layers.{number}", precision) for number in range(config.layers)]
-        self._norm = checkpoint.read("model.norm.weight").to(torch.float32)
-        self._head = self._embedding if config.tied else _matrix(checkpoint, ("lm_head",), precision)
+        self._embedding = _matrix(checkpoint, ("model.embed_tokens",), precision, device)
+        self._layers = [
+            _layer(checkpoint, f"model.layers.{number}", precision, device) for number in range(config.layers)
+        ]
+        self._norm = checkpoint.read("model.norm.weight").to(device, torch.float32)
+        self._head = self._embedding if config.tied else _matrix(checkpoint, ("lm_head",), precision, device)
         powers = torch.arange(0, config.head_size, 2, dtype=torch.float64) / config.head_size
-        self._frequencies = (config.rope_base**-powers).to(torch.float32)
+        self._frequencies = (config.rope_base**-powers).to(device, torch.float32)
         why = unfit(config)
+        if device.type != "cpu" or form != "softmax":
+            why = f"the fused step is for softmax on CPUs, and this is {form} on {device}"
         _tell(why)
         self._fused = None if why else FusedStep(config, self._layers, self._norm, self._head, self._cached)
 
@@ -120,7 +135,7 @@ class Decoder:
         tokens = self.checked(tokens)
         self.check_context(state.length + len(tokens))
         positions = torch.arange(state.length, state.length + len(tokens))
-        separators = None if self._separators is None else self._separators[tokens]
+        separators = self._separating(tokens)
         cos, sin = self._rotation(positions)
         x = self._embedding.rows(tokens).dense()  # (T, dim)
         for layer, cache, pattern in zip(self._layers, state.caches, self._patterns, strict=True):
@@ -146,7 +161,7 @@ class Decoder:
         tokens = self.checked(tokens)
         self.check_context(1 + max(state.length for state in states))
         cos, sin = self._rotation(torch.tensor([state.length for state in states]))  # (B, D / 2)
-        separators = None if self._separators is None else self._separators[tokens]
+        separators = self._separating(tokens)
         x = self._embedding.rows(tokens).dense()  # (B, dim)
         if self._fused:
             is_one = [False] * len(states) if separators is None else separators.tolist()
@@ -203,7 +218,7 @@ class Decoder:
             )
 
     def checked(self, tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """(T,) int64. Raises InputError: no token, or one that is not in the vocabulary."""
+        """(T,) int64 on the device. Raises InputError: no token, or one that is not in the vocabulary."""
         tokens = torch.as_tensor(tokens, dtype=torch.long)
         if not len(tokens):
             raise InputError("there is no token; an empty prompt has no next word")
@@ -211,7 +226,11 @@ class Decoder:
             raise InputError(
                 f"tokens are numbers below {self.config.vocabulary}, got {int(tokens.max())}; another tokenizer?"
             )
-        return tokens
+        return tokens.to(self.device)
+
+    def _separating(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """(T,) bool where the caches do their bookkeeping, on the CPU."""
+        return None if self._separators is None else self._separators[tokens.cpu()]
 
     def _projected(
         self, layer: _Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
@@ -230,7 +249,7 @@ class Decoder:
         pattern: Pattern = _ALL,
         kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return attend(q[None], k[None].to(q.dtype), v[None].to(q.dtype), pattern, separators=kept)[0]
+        return attend(q[None], k[None].to(q.dtype), v[None].to(q.dtype), pattern, self.form, kept)[0]
 
     def _finished(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         x = x + layer.out(attended.transpose(0, 1).reshape(len(x), -1))
@@ -241,7 +260,7 @@ class Decoder:
 
     def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(T, D / 2) each."""
-        angles = positions.to(torch.float32)[:, None] * self._frequencies[None, :]
+        angles = positions.to(self.device, torch.float32)[:, None] * self._frequencies[None, :]
         return angles.cos(), angles.sin()
 
 
@@ -253,12 +272,12 @@ def _tell(why: str | None) -> None:
         _LOG.info("event=decoder step=fused")
 
 
-def _layer(checkpoint: Checkpoint, name: str, precision: Precision) -> _Layer:
+def _layer(checkpoint: Checkpoint, name: str, precision: Precision, device: torch.device) -> _Layer:
     def norm(part: str) -> torch.Tensor:
-        return checkpoint.read(f"{name}.{part}.weight").to(torch.float32)
+        return checkpoint.read(f"{name}.{part}.weight").to(device, torch.float32)
 
     def matrix(*parts: str) -> Matrix:
-        return _matrix(checkpoint, [f"{name}.{part}" for part in parts], precision)
+        return _matrix(checkpoint, [f"{name}.{part}" for part in parts], precision, device)
 
     return _Layer(
         norm("input_layernorm"),
@@ -270,14 +289,14 @@ def _layer(checkpoint: Checkpoint, name: str, precision: Precision) -> _Layer:
     )
 
 
-def _matrix(checkpoint: Checkpoint, parts: Sequence[str], precision: Precision) -> Matrix:
+def _matrix(checkpoint: Checkpoint, parts: Sequence[str], precision: Precision, device: torch.device) -> Matrix:
     """Matrices one under another."""
     names = [f"{part}.weight" for part in parts]
     if precision == "quantised":
         found = joined([checkpoint.blocks(name) for name in names])
         return found or quantised(torch.cat([checkpoint.read(name) for name in names]))
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    return Dense(torch.cat([checkpoint.read(name).to(dtype) for name in names]))
+    return Dense(torch.cat([checkpoint.read(name).to(device, dtype) for name in names]))
 
 
 def _learnable(matrix: Matrix) -> torch.Tensor:

@@ -36,9 +36,9 @@ class Dense:
         """x (rows, in) float32 times the matrix transposed: (rows, out)."""
         if self.weight.dtype == torch.float32:
             return linear(x, self.weight)
-        if len(x) <= FEW and not self.weight.shape[1] % 32 and not missing():
+        if x.device.type == "cpu" and len(x) <= FEW and not self.weight.shape[1] % 32 and not missing():
             return product(self.described, x)
-        if _multiplies_halves():
+        if x.device.type != "cpu" or _multiplies_halves():
             return linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
         return linear(x, self.dense())
 

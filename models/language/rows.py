@@ -14,7 +14,7 @@ from .products import library, missing
 
 def normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Root-mean-square norm of x (T, dim) float32."""
-    if missing() or x.shape[-1] % 16 or _learns(x):
+    if _by_operators(x) or x.shape[-1] % 16:
         return weight * (x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + epsilon))
     x = x.contiguous()
     found = torch.empty_like(x)
@@ -32,7 +32,7 @@ def split_rotated(
     Element c and element c + D / 2 of a query or key turn by the angle of `cos` and `sin` (T, D / 2).
     """
     dim = 2 * cos.shape[-1]
-    if missing():
+    if _by_operators(x):
         q, k, v = split(x, heads, key_heads, dim)
         return turned(q, cos, sin), turned(k, cos, sin), v
     parts = heads + 2 * key_heads
@@ -59,7 +59,7 @@ def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 def gated(x: torch.Tensor) -> torch.Tensor:
     """silu(gate) up of x = [gate, up], (T, 2 hidden) -> (T, hidden)."""
     rows, hidden = x.shape[0], x.shape[1] // 2
-    if missing() or hidden % 16 or _learns(x):
+    if _by_operators(x) or hidden % 16:
         gate, up = x.chunk(2, dim=-1)
         return silu(gate) * up
     x = x.contiguous()
@@ -69,5 +69,5 @@ def gated(x: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def _learns(x: torch.Tensor) -> bool:
-    return x.requires_grad and torch.is_grad_enabled()
+def _by_operators(x: torch.Tensor) -> bool:
+    return x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()) or missing() is not None

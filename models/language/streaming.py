@@ -77,14 +77,15 @@ class StreamingDecoder:
         return torch.cat(found) if every else found[0][0]
 
     def _chunk(self, state: StreamingState, tokens: torch.Tensor, last: bool) -> torch.Tensor:
-        separators = None if self._separators is None else self._separators[tokens]
+        separators = None if self._separators is None else self._separators[tokens.cpu()]
         positions = torch.arange(len(state.caches[0]) + len(tokens))
 
         def attention(number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             cache = state.caches[number]
             cache.append(k, v, separators)
             q = self._decoder.rotated(q, positions[-len(tokens) :])
-            return attend(q[None], self._decoder.rotated(cache.k, positions)[None], cache.v[None])[0]
+            keys = self._decoder.rotated(cache.k, positions)
+            return attend(q[None], keys[None], cache.v[None], form=self._decoder.form)[0]
 
         logits = self._decoder.through(tokens, attention, last)
         state.length += len(tokens)

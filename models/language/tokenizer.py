@@ -138,6 +138,11 @@ def _from_gguf(fields: Mapping[str, Any]) -> TextTokenizer:
             f"the GGUF file's tokenizer is {kind!r} split as {split!r}; known are gpt2 split as {' or '.join(splitters)}. Give "
             "the model's directory with tokenizer.json instead"
         )
+    lacking = [name for name in ("tokens", "merges", "token_type") if not fields.get(f"tokenizer.ggml.{name}")]
+    if lacking:
+        raise ModelError(
+            f"the GGUF file's tokenizer lacks its {' and '.join(lacking)}; give the model's directory with tokenizer.json instead"
+        )
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(BPE({token: number for number, token in enumerate(tokens)}, merges))  # pyright: ignore[reportArgumentType]
@@ -160,7 +165,7 @@ def _from_directory(path: Path) -> TextTokenizer:
     settings = {**_json(path / "config.json"), **_json(path / "generation_config.json")}
     described = _json(path / "tokenizer_config.json")
     beside = path / "chat_template.jinja"
-    template = beside.read_text() if beside.is_file() else described.get("chat_template")
+    template = beside.read_text() if beside.is_file() else _default(described.get("chat_template"))
     special = {name: _text(described[name]) for name in ("bos_token", "eos_token") if described.get(name)}
     ends = settings.get("eos_token_id")
     return TextTokenizer(tokenizer, template, special, [ends] if isinstance(ends, int) else ends or [])
@@ -173,6 +178,13 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
+
+
+def _default(template: str | list[Mapping[str, str]] | None) -> str | None:
+    """Of several templates with names, as transformers writes them, the one named `default`."""
+    if not isinstance(template, list):
+        return template
+    return next((one["template"] for one in template if one.get("name") == "default"), None)
 
 
 def _text(token: str | Mapping[str, str]) -> str:

@@ -41,6 +41,8 @@ def post_train(
 ) -> Iterator[float]:
     """Trains a float32 decoder in place, one step for each value: the batch's loss, in nats a token, before that step.
 
+    On a GPU a batch is computed at once, products and attention in bfloat16; on a CPU window by window, all in float32.
+
     Args:
         windows: (W, T) tokens; each is seen once, in order.
         kept: (W, T) bool, see `window_losses`.
@@ -48,6 +50,8 @@ def post_train(
     Raises:
         ConfigError: the decoder is quantised.
     """
+    on_cpu = decoder.device.type == "cpu"
+    at_once = 1 if on_cpu else training.batch  # of a CPU's memory, the activations of a window are enough
     weights = list(decoder.parameters())
     for weight in weights:
         weight.requires_grad_(True)
@@ -59,11 +63,12 @@ def post_train(
     )
     try:
         for begin in range(0, len(windows), training.batch):
-            rows = range(begin, min(begin + training.batch, len(windows)))
-            total = 0.0
-            for row in rows:  # one window at a time: the activations of one are what memory holds
-                one = None if kept is None else kept[row : row + 1]
-                loss = window_losses(decoder, windows[row : row + 1], pattern, one)[0] / len(rows)
+            end, total = min(begin + training.batch, len(windows)), 0.0
+            for row in range(begin, end, at_once):
+                some = slice(row, min(row + at_once, end))
+                with torch.autocast(decoder.device.type, torch.bfloat16, enabled=not on_cpu):
+                    losses = window_losses(decoder, windows[some], pattern, None if kept is None else kept[some])
+                loss = losses.sum() / (end - begin)
                 loss.backward()
                 total += float(loss.detach())
             torch.nn.utils.clip_grad_norm_(weights, 1.0)

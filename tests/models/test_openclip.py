@@ -194,3 +194,14 @@ def test_a_preprocessing_that_is_not_ours_is_refused(tmp_path):
     oblong = _config(tmp_path / "edgefm-oblong.json", image_size=[32, 48])
     with pytest.raises(ModelError, match="preprocessing that is not supported"):
         load_foundation_model(f"openclip:{oblong}/random")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_it_embeds_as_on_a_cpu(config, make_picture, monkeypatch):
+    there = load_foundation_model(f"openclip:{config}/random")
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: False)
+        here = load_foundation_model(f"openclip:{config}/random")
+    pictures = [make_picture(seed) for seed in range(3)]
+    assert np.abs(there.embed_images(pictures) - here.embed_images(pictures)).max() < 1e-3
+    assert np.abs(there.embed_labels(["a fox", "a lemon"]) - here.embed_labels(["a fox", "a lemon"])).max() < 1e-3

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
-from edgefm.deploy.bench.attention import bench_attention
+from edgefm.deploy.bench import attention
 from edgefm.deploy.bench.language import BATCH, bench_language
 from edgefm.models.language.config import DecoderConfig
 from edgefm.models.language.weights import names, save_directory
 from rich.console import Console
 
 
-def test_every_variant_of_attention_is_timed_and_weighed():
-    result = bench_attention((256,), 1, Console(quiet=True))
+def test_every_variant_of_attention_is_timed_and_weighed(monkeypatch: pytest.MonkeyPatch):
+    def refused(*_):
+        raise NotImplementedError("no compiler here")
+
+    monkeypatch.setattr(attention._Flex, "_compile", refused)  # it would take half a minute
+    console = Console(file=io.StringIO(), width=200)
+    result = attention.bench_attention((256,), 1, console)
+    assert console.file.getvalue().count("no flex for sepllm: NotImplementedError: no compiler here") == 2
     cells = {(row["variant"], row["implementation"], row["direction"]) for row in result["rows"]}
     variants = {"sepllm", "streaming", "sa_softmax", "sa_softmax_normalised", "dape", "dape_v2"}
     directions = ("forward", "forward and backward")

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
-from edgefm.models.attention.api import choose
-from edgefm.models.attention.pattern import Pattern
+from edgefm.models.attention import reference
+from edgefm.models.attention.api import attend, choose
+from edgefm.models.attention.pattern import Form, Pattern
 
 pytest.importorskip("triton")
 
@@ -75,7 +77,7 @@ CASES = [
     (form, initial, neighbours, shape, masked)
     for form in ("softmax", "sa", "sa_normalised")
     for initial, neighbours in ((0, None), (3, 20), (0, 70))
-    for shape in ((1, 2, 1, 70, 133, 16), (2, 2, 2, 40, 40, 32))
+    for shape in ((1, 2, 1, 70, 133, 16), (2, 2, 2, 40, 40, 16))
     for masked in (False, True)
 ]
 
@@ -86,7 +88,7 @@ def errors() -> list[list[float]]:
     Triton is loaded."""
     environment = dict(os.environ) if ON_GPU else {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-W", "ignore", "-c", COMPARE, json.dumps(CASES)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -101,6 +103,29 @@ def test_they_compile_for_sm_90():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, timeout=300)
     assert done.stdout.strip() == "compiled", done.stderr[-2000:]
+
+
+@pytest.mark.skipif(not ON_GPU, reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", ["softmax", "sa", "sa_normalised"])
+def test_half_precision_keeps_its_digits(form: Form, dtype: torch.dtype):
+    """Beside the equations in float64 on the same halves: no more apart than the equations in those halves, by half again."""
+    random, pattern = torch.Generator().manual_seed(0), Pattern(4, 64)
+    halves = [torch.randn(2, h, 600, 64, generator=random).to("cuda", dtype).requires_grad_() for h in (9, 3, 3)]
+    separators = (torch.rand(2, 600, generator=random) < 0.15).cuda()
+    exact = [x.detach().double().requires_grad_() for x in halves]
+    grad = torch.randn(2, 9, 600, 64, generator=random).to("cuda", dtype)
+
+    def both(inputs: list[torch.Tensor], attend: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        out = attend(*inputs, pattern, form, separators)
+        return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
+
+    expected, plain = both(exact, reference.attend), both(halves, reference.attend)
+    assert choose(halves[0], pattern, form, 600, separators).name == "triton"
+    for found, other, right in zip(both(halves, attend), plain, expected, strict=True):
+        assert found.dtype == dtype
+        apart, usual = ((x.double() - right).norm() / right.norm() for x in (found, other))
+        assert apart < 1.5 * usual + 1e-3 and apart < 2e-2
 
 
 @pytest.mark.skipif(not ON_GPU, reason="no GPU")

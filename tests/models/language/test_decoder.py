@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from edgefm.models.attention.pattern import Pattern
+from edgefm.models.attention.pattern import Form, Pattern
 from edgefm.models.errors import InputError, ModelError
 from edgefm.models.language.decoder import Decoder
 from edgefm.models.language.generate import Sampling, generate, generate_batch
@@ -35,10 +35,11 @@ def test_logits_are_transformers(theirs, decoder: Decoder):
     torch.testing.assert_close(decoder.prefill(decoder.begin(), prompt), found[-1])
 
 
+@pytest.mark.parametrize("form", ["softmax", "sa", "sa_normalised"])
 @pytest.mark.parametrize("pattern", [Pattern(), Pattern(2, 12)], ids=str)
-def test_steps_and_prefill_in_parts_equal_prefill_in_one(folder: Path, pattern: Pattern):
+def test_steps_and_prefill_in_parts_equal_prefill_in_one(folder: Path, pattern: Pattern, form: Form):
     separators = torch.arange(160) % 6 == 0
-    decoder = Decoder(open_checkpoint(folder), pattern=pattern, full_layers=[1], separators=separators)
+    decoder = Decoder(open_checkpoint(folder), "float32", pattern, [1], separators, form=form)
     prompt = tokens(60)
     whole = decoder.prefill(decoder.begin(), prompt, every=True)
     state = decoder.begin()

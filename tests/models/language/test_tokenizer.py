@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,33 @@ def test_the_real_model_answers(smollm2: Checkpoint, tokenizer: TextTokenizer):
 def test_a_directory_without_a_tokenizer_is_refused(folder: Path):
     with pytest.raises(ModelError, match=r"cannot read .*tokenizer\.json"):
         tokenizer_of(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("missing", ["tokens", "merges", "token_type"])
+def test_a_gguf_file_without_a_part_of_its_tokenizer_is_refused(folder: Path, missing: str):
+    whole = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": ["a", "b", "ab"],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.token_type": [1, 1, 1],
+    }
+    checkpoint = open_checkpoint(folder)
+    assert tokenizer_of(replace(checkpoint, metadata=whole)).encode("ab") == [2]
+    del whole[f"tokenizer.ggml.{missing}"]
+    with pytest.raises(ModelError, match=f"lacks its {missing}; give the model's directory"):
+        tokenizer_of(replace(checkpoint, metadata=whole))
+
+
+def test_of_several_chat_templates_the_default_one_is_taken(folder: Path, tokenizer: TextTokenizer, tmp_path: Path):
+    tokenizer._tokenizer.save(str(tmp_path / "tokenizer.json"))
+    named = [{"name": "tools", "template": "no"}, {"name": "default", "template": "{{ messages[0].content }}!"}]
+    checkpoint = replace(open_checkpoint(folder), path=tmp_path)
+    for templates, said in ((named, "hello!"), (named[:1], None)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+        found = tokenizer_of(checkpoint)
+        if said is None:
+            with pytest.raises(ModelError, match="no chat template"):
+                found.chat([{"role": "user", "content": "hello"}])
+        else:
+            assert found.decode(found.chat([{"role": "user", "content": "hello"}])) == said
