@@ -1,8 +1,9 @@
-"""The standard health service, kept true: the FM answers and the store can be written to."""
+"""The standard health service, kept true: the FM answers, the store can be written to, and the language model, if any, works."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -10,19 +11,26 @@ from grpc_health.v1 import health_pb2
 
 from ..models.errors import EdgeFMError, ModelError, OverloadedError
 from .keeper import Keeper
+from .language.engine import LanguageEngine
 from .recognition import FmBatcher
 
 log = logging.getLogger("edgefm.cloud.health")
 _CANARY_PATIENCE_S = 10.0
+_RECOGNITION = ("fm", "store")
 
 SetStatus = Callable[[str, "health_pb2.HealthCheckResponse.ServingStatus"], Awaitable[None]]
 
 
 class HealthWatch:
-    """Checks every `period_s` and sets the status of `names` (all parts well) and of the parts, `fm` and `store`.
+    """Checks every `period_s` and sets the status of `names`, and of the parts: `fm`, `store` and `language`.
 
     The store is written to each time. The FM is known by the batches it computes; after one that failed, a canary asks
-    it again until it answers. A batch that takes longer than the batcher's `patience_s` counts as hanging.
+    it again until it answers. A batch that takes longer than the batcher's `patience_s` counts as hanging. The language model
+    is known by its steps, and asked again likewise; recognition does not need it.
+
+    Args:
+        names: of services that need the FM and the store.
+        language: None: the cloud has no language model. `language_names`: of services that need it.
 
     Attributes:
         unhealthy: what is wrong, by part.
@@ -36,8 +44,11 @@ class HealthWatch:
         batcher: FmBatcher,
         canary: Callable[[], Awaitable[object]],
         period_s: float,
+        language: LanguageEngine | None = None,
+        language_names: tuple[str, ...] = (),
     ) -> None:
-        self._names = names
+        self._needs = dict.fromkeys(names, _RECOGNITION) | dict.fromkeys(language_names, ("language",))
+        self._language = language
         self._set_status = set_status
         self._keeper = keeper
         self._batcher = batcher
@@ -72,6 +83,8 @@ class HealthWatch:
     async def _check(self, first: bool = False) -> None:
         await self._keeper.check()
         found = {"store": self._keeper.failure, "fm": await self._fm()}
+        if self._language is not None:
+            found["language"] = await self._language_failure(self._language)
         unhealthy = {part: reason for part, reason in found.items() if reason is not None}
         for part in found:
             if part in unhealthy and part not in self.unhealthy:
@@ -83,8 +96,8 @@ class HealthWatch:
         if changed:
             for part in found:
                 await self._set_status(part, _status(part not in unhealthy))
-            for name in self._names:
-                await self._set_status(name, _status(not unhealthy))
+            for name, needed in self._needs.items():
+                await self._set_status(name, _status(unhealthy.keys().isdisjoint(needed)))
 
     async def _fm(self) -> str | None:
         if self._batcher.computing_s > self._batcher.patience_s:
@@ -97,6 +110,12 @@ class HealthWatch:
             except (EdgeFMError, asyncio.TimeoutError) as error:
                 self._fm_failure = str(error) or "the canary got no answer"
         return self._fm_failure
+
+    async def _language_failure(self, engine: LanguageEngine) -> str | None:
+        if engine.failure is not None:
+            with contextlib.suppress(EdgeFMError, asyncio.TimeoutError):  # what it says is in `failure`
+                await asyncio.wait_for(engine.try_again(), _CANARY_PATIENCE_S)
+        return engine.failure
 
 
 def _status(serving: bool) -> health_pb2.HealthCheckResponse.ServingStatus:

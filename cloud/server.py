@@ -109,6 +109,8 @@ class CloudServer:
             batcher,
             canary=lambda: batcher.submit(canary),
             period_s=config.health_period_s,
+            language=language,
+            language_names=() if language is None else (LANGUAGE,),
         )
 
         def batch_computed(size: int, seconds: float, error: EdgeFMError | None) -> None:
@@ -144,7 +146,9 @@ class CloudServer:
     async def _language_engine(self) -> LanguageEngine | None:
         if self._config.language.model is None:
             return None
-        engine = await asyncio.get_running_loop().run_in_executor(None, load_engine, self._config.language)
+        engine = await asyncio.get_running_loop().run_in_executor(
+            None, load_engine, self._config.language, self._config.data_dir
+        )
         engine.start()
         self._opened.push_async_callback(engine.close)
         return engine

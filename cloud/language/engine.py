@@ -51,8 +51,9 @@ class Observer(Protocol):
 class LanguageEngine:
     """Args:
     context: tokens that a sequence may have.
-    asks: the model guesses the length of its own answers; otherwise they are learned.
     max_queue: callers that wait for a place, at most.
+    lengths: what is known of answers' lengths.
+    asks: the model guesses the length of its own answers instead.
 
     Attributes:
         observer: told of every answer that came to its end.
@@ -67,12 +68,13 @@ class LanguageEngine:
         cache_blocks: int,
         context: int,
         max_queue: int,
+        lengths: LearnedLengths,
         asks: bool = False,
     ) -> None:
         self._machine, self._tokenizer = machine, tokenizer
         self._scheduler = Scheduler(machine, policy, cache_blocks)
         self._context, self._max_queue, self._asks = context, max_queue, asks
-        self._lengths = LearnedLengths()
+        self._lengths = lengths
         self._callers: dict[Generation, _Caller] = {}
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._scores: deque[Callable[[], None]] = deque()  # one is computed between two steps
@@ -85,7 +87,8 @@ class LanguageEngine:
         self._thread.start()
 
     async def close(self) -> None:
-        """Callers that still wait get an error."""
+        """Callers that still wait get an error. What has been learned is written down."""
+        self._lengths.save()
         self._jobs.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _CLOSE_PATIENCE_S)
         for caller in list(self._callers.values()):
@@ -155,6 +158,11 @@ class LanguageEngine:
             return await asyncio.wait_for(work, deadline_ms / 1e3 if deadline_ms else None)
         except asyncio.TimeoutError:
             raise DeadlineError("the labels were not weighed in time") from None
+
+    async def try_again(self) -> None:
+        """A token, to see whether the model works. Raises: as `generate`."""
+        async for _ in self.generate([{"role": "user", "content": "?"}], Sampling(most=1), "generate"):
+            pass
 
     def text(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens)

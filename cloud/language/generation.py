@@ -25,6 +25,7 @@ class Generation:
     tokens: of the answer, so far; without the one that ends it.
     ended: nothing more will come.
     allowed: with more tokens than these its turn is over, ended or not; a policy sets it.
+    left: tokens to read before the next one can be made.
     restarts: how often it lost its place and its cache; what it has said is kept and read again.
     """
 
@@ -36,6 +37,7 @@ class Generation:
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
     allowed: int = 0
+    left: int = 0
     restarts: int = 0
 
     def __post_init__(self) -> None:
@@ -54,8 +56,13 @@ class Generation:
 class Machine(Protocol):
     """Makes tokens; None is the end of an answer."""
 
-    def start(self, generation: Generation) -> int | None:
-        """Reads the prompt, and what has been answered before it lost its cache; returns the next token."""
+    def start(self, generation: Generation) -> int:
+        """Takes it up; returns how much of the prompt, and of what was answered before it lost its cache, is to be read, 1 token
+        at least."""
+        ...
+
+    def read(self, generation: Generation, count: int) -> int | None:
+        """Reads so many of those; where they are the last, returns the next token."""
         ...
 
     def step(self, generations: Sequence[Generation]) -> Sequence[int | None]:

@@ -5,14 +5,21 @@ Two ways: ask the model itself for one number, or learn from the answers given s
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import re
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from ...models.cache import write_atomic
+from ...models.errors import StoreError
 from ...models.language.tokenizer import Message
+
+log = logging.getLogger("edgefm.cloud.language")
 
 QUANTILE = 0.8
 """Of the lengths that answers like it had: an answer longer than predicted costs its place, a shorter one only room."""
@@ -24,6 +31,8 @@ _SIZES = 3 + len(_KINDS)
 _HASHED = 32
 _RESIDUALS = 200
 _LEAST = 20
+_SAVED = 50
+"""Answers, after which the history is written down."""
 _RIDGE = 30.0
 """Weight of "as long as usual" against the answers, in answers."""
 
@@ -52,15 +61,22 @@ class LearnedLengths:
     Ridge regression of log length on the prompt's length, the limit, the kind of request and the prompt's tokens (hashed), from
     running sums, so that what it costs and keeps does not grow; above it the quantile of what the latest predictions of the
     same kind were wrong by, each judged by an answer that it had not learned from.
+
+    Args:
+        path: where the history is kept over a restart; None: nowhere.
+        model: whose answers these are; another's history is not taken up.
     """
 
-    def __init__(self, quantile: float = QUANTILE) -> None:
-        self._quantile = quantile
+    def __init__(self, path: Path | None = None, model: str = "", quantile: float = QUANTILE) -> None:
+        self._path, self._model, self._quantile = path, model, quantile
+        self._unsaved = 0
         size = _SIZES + _HASHED
         self._squares = np.zeros((size, size))
         self._products = np.zeros(size)
         self._weights: np.ndarray | None = np.zeros(size)
         self._wrong: dict[str, deque[float]] = {kind: deque(maxlen=_RESIDUALS) for kind in _KINDS}
+        if path is not None and path.exists():
+            self._load(path)
 
     def predict(self, prompt: Sequence[int], most: int, kind: str) -> int:
         """Tokens of the answer, between 1 and `most`; `most` as long as there is too little history of its kind."""
@@ -78,6 +94,36 @@ class LearnedLengths:
         self._squares += np.outer(x, x)
         self._products += x * y
         self._weights = None
+        self._unsaved += 1
+        if self._unsaved >= _SAVED:
+            self.save()
+
+    def save(self) -> None:
+        """A disk that refuses costs no more than the history, and is logged."""
+        if self._path is None or not self._unsaved:
+            return
+        wrong = {kind: list(some) for kind, some in self._wrong.items()}
+        sums = {"squares": self._squares.tolist(), "products": self._products.tolist()}
+        try:
+            write_atomic(self._path, json.dumps({"model": self._model, "wrong": wrong, **sums}).encode())
+            self._unsaved = 0
+        except StoreError as error:
+            log.warning("event=lengths_not_kept reason=%s", error)
+
+    def _load(self, path: Path) -> None:
+        try:
+            found = json.loads(path.read_text())
+            squares, products = np.array(found["squares"], float), np.array(found["products"], float)
+            wrong = {kind: [float(one) for one in found["wrong"][kind]] for kind in _KINDS}
+            if squares.shape != self._squares.shape or products.shape != self._products.shape:
+                raise ValueError("it is of another version")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("event=lengths_lost file=%s reason=%r", path, error)
+            return
+        if found.get("model") == self._model:
+            self._squares, self._products, self._weights = squares, products, None
+            for kind, some in wrong.items():
+                self._wrong[kind].extend(some)
 
     def _fitted(self) -> np.ndarray:
         if self._weights is None:

@@ -24,11 +24,15 @@ class DecoderMachine:
         self._states: dict[Generation, SequenceState] = {}
         self._shared: OrderedDict[tuple[int, ...], SequenceState] = OrderedDict()
 
-    def start(self, generation: Generation) -> int | None:
-        state, read = self._begun(generation.prompt, generation.shared)
-        logits = self._decoder.prefill(state, [*generation.prompt[read:], *generation.tokens])
-        self._states[generation] = state
-        return self._picked(generation, logits)
+    def start(self, generation: Generation) -> int:
+        self._states[generation], read = self._begun(generation.prompt, generation.shared)
+        return len(generation.prompt) + len(generation.tokens) - read
+
+    def read(self, generation: Generation, count: int) -> int | None:
+        state, text = self._states[generation], [*generation.prompt, *generation.tokens]
+        end = state.length + count
+        logits = self._decoder.prefill(state, text[state.length : end])
+        return self._picked(generation, logits) if end == len(text) else None
 
     def step(self, generations: Sequence[Generation]) -> list[int | None]:
         states = [self._states[one] for one in generations]

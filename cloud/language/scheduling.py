@@ -22,10 +22,8 @@ BATCH_SIZES = ((50, 256), (100, 128), (150, 64), (200, 32))
 """Of answers up to so many tokens, so many at once; of longer ones `BATCH` (its variable batch size)."""
 ROUND = 50
 """Predicted lengths are rounded up to a multiple of it before they cut answers short (its label)."""
-
-
 STALL = 512
-"""Tokens of prompts that are read, and one prompt beyond, before those who run get their next token."""
+"""Tokens of prompts that are read before those who have read theirs get their next token."""
 
 
 class Waiting:
@@ -113,18 +111,12 @@ class ContinuousBatching(_Uncut):
     def choose(
         self, waiting: Waiting, running: Sequence[Generation], room: Callable[[Generation], bool]
     ) -> list[Generation]:
-        tokens = STALL if running else None
-        return _taken(waiting, self._most - len(running), room, tokens)
+        return _taken(waiting, self._most - len(running), room)
 
 
-def _taken(
-    waiting: Waiting, most: int, room: Callable[[Generation], bool], tokens: int | None = None
-) -> list[Generation]:
-    """`most` in all, and of more than one as many as have `tokens` to read together."""
+def _taken(waiting: Waiting, most: int, room: Callable[[Generation], bool]) -> list[Generation]:
     taken: list[Generation] = []
     while len(taken) < most and len(waiting):
-        if taken and tokens is not None and sum(one.held + 1 for one in taken) >= tokens:
-            break
         first = waiting.pop()
         first.allowed = first.most
         if not room(first):
@@ -266,7 +258,7 @@ class Scheduler:
             self._waiting.remove(generation)
 
     def advance(self) -> list[Generation]:
-        """One step of everything that runs; returns those that have a new token or their end.
+        """One step of everything that runs, beside what is read; returns those that have a new token or their end.
 
         An error of the machine leaves nothing running: `abandon` says whom it hit, `moved` who had moved before.
         """
@@ -284,10 +276,20 @@ class Scheduler:
         chosen = self._policy.choose(self._waiting, tuple(self._running), room)
         self._running += chosen  # all before the first starts: an error leaves none of them nowhere
         for generation in chosen:
-            self._take(generation, self._machine.start(generation))
-            moved[generation] = None
+            generation.left = self._machine.start(generation)
+        budget = STALL if any(not one.left for one in self._running) else None
+        for generation in [one for one in self._running if one.left]:
+            count = generation.left if budget is None else min(generation.left, budget)
+            if not count:
+                break
+            token = self._machine.read(generation, count)
+            generation.left -= count
+            budget = None if budget is None else budget - count
+            if not generation.left:
+                self._take(generation, token)
+                moved[generation] = None
         self._make_room()
-        running = [one for one in self._running if one not in moved]
+        running = [one for one in self._running if not one.left and one not in moved]
         if running:
             for generation, token in zip(running, self._machine.step(running), strict=True):
                 self._take(generation, token)

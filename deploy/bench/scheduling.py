@@ -77,8 +77,11 @@ class Clock(Machine):
         self._times = times
         self.seconds = 0.0
 
-    def start(self, generation: Generation) -> int | None:
-        self.seconds += self._times.read_s * (len(generation.prompt) + len(generation.tokens))
+    def start(self, generation: Generation) -> int:
+        return len(generation.prompt) + len(generation.tokens)
+
+    def read(self, generation: Generation, count: int) -> int | None:
+        self.seconds += self._times.read_s * count
         return self._next(generation)
 
     def step(self, generations: Sequence[Generation]) -> list[int | None]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from edgefm.cloud.language.engine import LanguageEngine
+from edgefm.cloud.language.lengths import LearnedLengths
 from edgefm.cloud.language.machine import DecoderMachine
 from edgefm.cloud.language.scheduling import policy_named
 from edgefm.models.language.decoder import Decoder
@@ -97,7 +98,7 @@ def run(machine: DecoderMachine, decoder: Decoder, tokenizer: TextTokenizer) -> 
 
         async def all_of_it() -> None:
             engine = LanguageEngine(
-                runs, tokenizer, policy_named(policy, places), cache_blocks, CONTEXT, max_queue, asks
+                runs, tokenizer, policy_named(policy, places), cache_blocks, CONTEXT, max_queue, LearnedLengths(), asks
             )
             engine.start()
             try:

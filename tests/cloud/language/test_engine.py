@@ -175,6 +175,8 @@ def test_a_model_that_fails_fails_those_that_run_and_goes_on(run, machine):
         with pytest.raises(ModelError, match="out of memory"):
             await _answer(engine, "Name a fruit.", 5)
         assert engine.failure == "out of memory"
+        await engine.try_again()
+        assert engine.failure is None
         assert await _answer(engine, "Name a fruit.", 5)
         assert engine.failure is None and engine.running == 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from edgefm.cloud.language.lengths import LearnedLengths, asked_length, question
@@ -57,3 +59,31 @@ def test_the_question_comes_behind_the_instruction():
     asked = question(messages)
     assert asked[0] == messages[0]
     assert asked[1]["content"].startswith("What is a sumac?\n\n") and "Only print the number" in asked[1]["content"]
+
+
+def test_history_outlives_a_restart_and_a_damaged_file_does_not_matter(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "kept" / "lengths.json"
+    lengths = LearnedLengths(path, "small")
+    for number in range(60):
+        lengths.learn([number, 5], 300, "ask", 20 + number % 5)
+    assert path.exists()  # without being asked to
+    lengths.save()
+    expected = lengths.predict([3, 5], 300, "ask")
+    assert 20 <= expected <= 30 and LearnedLengths(path, "small").predict([3, 5], 300, "ask") == expected
+    assert LearnedLengths(path, "another").predict([3, 5], 300, "ask") == 300 and not caplog.records
+    whole = path.read_text()
+    for text in (whole[: len(whole) // 2], "[]", "{}", whole.replace('"products": [', '"products": [1.0, ')):
+        path.write_text(text)
+        caplog.clear()
+        assert LearnedLengths(path, "small").predict([3, 5], 300, "ask") == 300
+        assert "event=lengths_lost" in caplog.text
+
+
+def test_a_disk_that_refuses_costs_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "file").write_text("")
+    lengths = LearnedLengths(tmp_path / "file" / "lengths.json")
+    lengths.learn([1], 10, "ask", 5)
+    lengths.save()
+    assert "event=lengths_not_kept" in caplog.text

@@ -30,15 +30,27 @@ class Counting:
         self.said: dict[Generation, int] = {}
         self.batches: list[int] = []
         self.starts: list[int] = []
+        self.read_since = 0  # the latest step, tokens
+        self.stalls: list[int] = []  # the same before every step
+        self.left: dict[Generation, int] = {}
 
-    def start(self, generation: Generation) -> int | None:
+    def start(self, generation: Generation) -> int:
         assert generation not in self.said
         self.starts.append(len(generation.tokens))
         self.said[generation] = len(generation.tokens)
-        return self._next(generation)
+        self.left[generation] = len(generation.prompt) + len(generation.tokens)
+        return self.left[generation]
+
+    def read(self, generation: Generation, count: int) -> int | None:
+        self.read_since += count
+        self.left[generation] -= count
+        return None if self.left[generation] else self._next(generation)
 
     def step(self, generations: Sequence[Generation]) -> list[int | None]:
         self.batches.append(len(generations))
+        self.stalls.append(self.read_since)
+        self.read_since = 0
+        assert not any(self.left[one] for one in generations)
         return [self._next(one) for one in generations]
 
     def stop(self, generation: Generation) -> None:
@@ -54,10 +66,10 @@ class Counting:
 class Failing(Counting):
     """Cannot start an answer of 7."""
 
-    def start(self, generation: Generation) -> int | None:
+    def read(self, generation: Generation, count: int) -> int | None:
         if generation.prompt[0] == 7:
             raise RuntimeError("out of memory")
-        return super().start(generation)
+        return super().read(generation, count)
 
     def stop(self, generation: Generation) -> None:
         self.said.pop(generation, None)
@@ -226,9 +238,18 @@ def test_who_ended_before_an_error_is_known():
 def test_long_prompts_do_not_hold_up_those_who_run():
     machine = Counting()
     scheduler = Scheduler(machine, ContinuousBatching(8), 10_000)
-    scheduler.submit(Generation([50], Sampling(most=MOST), 50))
+    first = Generation([50], Sampling(most=MOST), 50)
+    scheduler.submit(first)
     scheduler.advance()
-    for _ in range(4):
-        scheduler.submit(Generation([50] * STALL, Sampling(most=MOST), 50))
-    scheduler.advance()
-    assert scheduler.running == 2 and scheduler.waiting == 3
+    lengths = (STALL + 100, STALL // 2, 20, 4 * STALL)
+    long = [Generation([50] * length, Sampling(most=MOST), 50) for length in lengths]
+    for generation in long:
+        scheduler.submit(generation)
+    for said in range(2, 9):
+        scheduler.advance()
+        assert len(first.tokens) == said
+    whole, rest = divmod(sum(lengths), STALL)
+    assert machine.stalls == [1 + STALL, *[STALL] * (whole - 1), rest, 0] and not any(one.left for one in long)
+    while not scheduler.idle:
+        scheduler.advance()
+    assert all(one.tokens == list(range(50)) for one in (first, *long))
