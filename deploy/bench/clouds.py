@@ -13,11 +13,11 @@ _NO_LEARNING = "[cloud.customization]\nfirst_at = 1000000000\n"
 
 
 @contextmanager
-def cloud_without_learning(folder: Path) -> Iterator[CloudProcess]:
-    """See `edgefm.deploy.processes.cloud_process`."""
+def cloud_without_learning(folder: Path, fm: str | None = None) -> Iterator[CloudProcess]:
+    """See `edgefm.deploy.processes.cloud_process`; `fm` is a URI, None: the default."""
     settings = folder / "cloud.toml"
     settings.write_text(_NO_LEARNING)
-    with cloud_process(folder, "--config", str(settings)) as cloud:
+    with cloud_process(folder, "--config", str(settings), *(() if fm is None else ("--fm", fm))) as cloud:
         yield cloud
 
 

@@ -25,10 +25,10 @@ TOP_K = 5
 class FmApi(litserve.LitAPI):
     """The FM's answer to an image: the best labels and their similarities."""
 
-    def __init__(self, labels: Sequence[str], config: CloudConfig) -> None:
+    def __init__(self, fm: str, labels: Sequence[str], config: CloudConfig) -> None:
         super().__init__(max_batch_size=config.max_batch, batch_timeout=config.max_delay_ms / 1e3)
         self._labels = tuple(labels)
-        self._fm = config.foundation_model
+        self._fm = fm
 
     def setup(self, device: str) -> None:
         model = load_foundation_model(self._fm)
@@ -47,9 +47,9 @@ class FmApi(litserve.LitAPI):
 
 
 def main() -> None:
-    """Arguments: the port, then the labels."""
-    port, *labels = sys.argv[1:]
-    server = litserve.LitServer(FmApi(labels, CloudConfig()), accelerator="cpu", devices=1, fast_queue=True)
+    """Arguments: the port, the FM, then the labels."""
+    port, fm, *labels = sys.argv[1:]
+    server = litserve.LitServer(FmApi(fm, labels, CloudConfig()), accelerator="cpu", devices=1, fast_queue=True)
     server.run(host="127.0.0.1", port=int(port), num_api_servers=1, generate_client_file=False, log_level="warning")
 
 

@@ -59,6 +59,7 @@ class ServiceOptions:
         clients: numbers of concurrent clients.
         sizes: width and height of the pictures.
         warm_up_s, seconds: of every measurement.
+        fm: URI of the foundation model, see `edgefm.models.foundation`.
     """
 
     clients: tuple[int, ...] = (1, 8, 64)
@@ -67,6 +68,7 @@ class ServiceOptions:
     warm_up_s: float = 1.0
     seconds: float = 6.0
     seed: int = 0
+    fm: str = CloudConfig().foundation_model
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or not 0 < self.seconds <= 3600:
@@ -78,10 +80,11 @@ class ServiceOptions:
 class _Rivals:
     """The servers and the processes that put load on them; only one works at a time."""
 
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        self._cloud = stack.enter_context(cloud_without_learning(folder))
+    def __init__(self, stack: ExitStack, folder: Path, fm: str) -> None:
+        self._fm = fm
+        self._cloud = stack.enter_context(cloud_without_learning(folder, fm))
         register(self._cloud, ENVIRONMENT, LABELS)
-        self._litserve = stack.enter_context(_litserve(folder))
+        self._litserve = stack.enter_context(_litserve(folder, fm))
         os.killpg(self._litserve[0], signal.SIGSTOP)  # its worker polls, which would cost the others a part of a core
         spawn = get_context("spawn")
         self._load, self._direct, self._beside = (
@@ -107,7 +110,7 @@ class _Rivals:
         config = CloudConfig()
         other = self._beside.submit(occupy, beside, load.warm_up_s + load.seconds)
         done = self._direct.submit(
-            compute, config.foundation_model, LABELS, load.images, config.max_batch, load.warm_up_s, load.seconds
+            compute, self._fm, LABELS, load.images, config.max_batch, load.warm_up_s, load.seconds
         ).result()
         other.result()
         return {
@@ -118,12 +121,12 @@ class _Rivals:
 
 
 @contextmanager
-def _litserve(folder: Path) -> Iterator[tuple[int, int]]:
+def _litserve(folder: Path, fm: str) -> Iterator[tuple[int, int]]:
     """Process (and session) id, and port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     log = folder / "litserve.log"
-    command = [sys.executable, "-m", "edgefm.deploy.bench.litserve_server", str(port), *LABELS]
+    command = [sys.executable, "-m", "edgefm.deploy.bench.litserve_server", str(port), fm, *LABELS]
     with log.open("a") as out, child_process(command, log, stdout=out) as child:
         deadline = time.monotonic() + _STARTUP_TIMEOUT_S
         while not _healthy(port):
@@ -172,7 +175,7 @@ def bench_service(options: ServiceOptions, console: Console) -> dict[str, Any]:
     rows: dict[tuple[str, str, int | None], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         with console.status("Starting the servers ..."):
-            rivals = _Rivals(stack, Path(folder))
+            rivals = _Rivals(stack, Path(folder), options.fm)
         for repeat in range(options.repeats):
             for size in options.sizes:
                 with console.status(f"Repeat {repeat + 1} of {options.repeats}, pictures of {_name(size)} ..."):
@@ -180,6 +183,7 @@ def bench_service(options: ServiceOptions, console: Console) -> dict[str, Any]:
                     for system, clients, measured in _round(rivals, images, options):
                         rows.setdefault((_name(size), system, clients), []).append(measured)
     result = {
+        "foundation_model": options.fm,
         "rows": [
             {"picture": picture, "system": system, "clients": clients, **_summary(measured)}
             for (picture, system, clients), measured in rows.items()

@@ -17,6 +17,7 @@ from .options import check_sources, extra
 Weights = Annotated[
     Path | None, typer.Option(help="A GGUF file or a directory of safetensors. [smollm2, once it has been fetched]")
 ]
+Device = Annotated[str, typer.Option(help="cpu or cuda: where PyTorch computes.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
 
 
@@ -150,6 +151,7 @@ def service(
     repeats: Annotated[int, typer.Option(help="How often all is measured; medians are reported.")] = 3,
     seconds: Annotated[float, typer.Option(help="Of each measurement, after one second to warm up.")] = 6.0,
     seed: Annotated[int, typer.Option(help="Which pictures are sent.")] = 0,
+    fm: Annotated[str, typer.Option(help="The foundation model, as `edgefm cloud --fm` takes it.")] = "synclip",
     json_file: JsonFile = None,
 ) -> None:
     """Requests a second and latency of the cloud, of LitServe with the same FM, and of the FM alone. About 7 minutes."""
@@ -157,7 +159,7 @@ def service(
         from rich.console import Console
 
         from ..bench.service import ServiceOptions, bench_service
-    options = ServiceOptions(_counts("clients", clients, 1), repeats=repeats, seconds=seconds, seed=seed)
+    options = ServiceOptions(_counts("clients", clients, 1), repeats=repeats, seconds=seconds, seed=seed, fm=fm)
     _measured(lambda: bench_service(options, Console()), json_file)
 
 
@@ -192,15 +194,21 @@ def link(
 def attention(
     tokens: Annotated[str, typer.Option(help="Lengths of the sequence.")] = "512,1024,4096,16384",
     repeats: Annotated[int, typer.Option(help="Interleaved; the median counts.", min=1)] = 3,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of queries, keys and values.")] = "float32",
     json_file: JsonFile = None,
 ) -> None:
-    """Every variant of attention, fused and eager, beside PyTorch's own: time and memory. Minutes."""
+    """Every variant of attention, fused and eager, beside PyTorch's own: time and memory. Some twenty minutes on a CPU."""
     with extra("cloud"):
         from rich.console import Console
 
-        from ..bench.attention import bench_attention
+        from ..bench.attention import DTYPES, Place, bench_attention
+        from ..bench.devices import chosen
     counts = _counts("tokens", tokens, 1)
-    _measured(lambda: bench_attention(counts, repeats, Console()), json_file)
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype is {' or '.join(DTYPES)}, got {dtype!r}")
+    place = Place(chosen(device), DTYPES[dtype])
+    _measured(lambda: bench_attention(counts, repeats, Console(), place), json_file)
 
 
 def language(
@@ -285,8 +293,10 @@ def sepllm(
     questions: Annotated[Path, typer.Option(help="A JSON object a line, question and answer, GSM8K's.")],
     weights: Weights = None,
     post_train: Annotated[
-        int, typer.Option(help="Tokens of other books that each of three masks learns from.", min=0)
+        int, typer.Option(help="Tokens of other books that the model learns from under each mask. [none]", min=0)
     ] = 0,
+    batch: Annotated[int, typer.Option(help="Windows of 2,048 tokens in a step of training.", min=1)] = 2,
+    device: Device = "cpu",
     minutes: Annotated[
         float | None, typer.Option(help="Nothing more begins after so many; the same command again goes on. [no limit]")
     ] = None,
@@ -294,23 +304,26 @@ def sepllm(
     plot: Annotated[Path | None, typer.Option(help="Draw perplexity against shares into this .png or .svg.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """SepLLM on books and questions at equal key-value shares, before and after training, and on a long stream. About an hour.
+    """SepLLM on books and questions at equal key-value shares, before and after training, and on a long stream. Hours on a CPU.
 
-    With --json FILE, what is measured is kept in FILE.partial as it comes.
+    Streams and answers are always the CPU's. With --json FILE, what is measured is kept in FILE.partial as it comes.
     """
     path = _chosen(weights)
     with extra("demo"):
         from rich.console import Console
 
+        from ..bench.devices import chosen
         from ..bench.sepllm import bench_sepllm
         from ..bench.sepllm_picture import save_picture
+        from ..bench.sepllm_training import PostTraining
         from ..traces.picture import check_picture_name
     if plot is not None:
         check_picture_name(plot)
+    where, training = chosen(device), PostTraining(post_train, batch) if post_train else None
     partial = None if json_file is None else json_file.with_name(f"{json_file.name}.partial")
 
     def measure() -> dict[str, Any]:
-        result = bench_sepllm(path, books, questions, post_train, minutes, seed, partial, Console())
+        result = bench_sepllm(path, books, questions, training, where, minutes, seed, partial, Console())
         if plot is not None:
             save_picture(result, plot)
         return result
