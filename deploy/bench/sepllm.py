@@ -22,13 +22,15 @@ from .sepllm_masks import masks
 from .sepllm_material import Sizes, load_material
 from .sepllm_perplexity import perplexities, score_round
 from .sepllm_streaming import BUDGETS, stream
+from .sepllm_training import PostTraining
 
 
 def bench_sepllm(
     weights: Path,
     books: Path,
     questions: Path,
-    post_train: int,
+    training: PostTraining | None,
+    device: torch.device,
     minutes: float | None,
     seed: int,
     partial: Path | None,
@@ -38,7 +40,8 @@ def bench_sepllm(
     """JSON data; `complete` is false where something is missing because the time was over.
 
     Args:
-        post_train: tokens for each mask; 0: none.
+        training: None: nothing is trained.
+        device: of perplexity and training. Streams and answers are measured on the CPU, whose time they tell.
         minutes, partial: see `Cells`.
 
     Raises:
@@ -50,19 +53,20 @@ def bench_sepllm(
     settings = {"model": weights.name, "seed": seed, "sizes": asdict(sizes), "books": material.names}
     cells = Cells(partial, settings, console, minutes)
     compared = masks([material.scored.flatten(0, 1)], material.separators, sizes.neighbours)
-    decoder = Decoder(material.checkpoint)
+    decoder = Decoder(material.checkpoint, device=device)
+    slow = decoder if device.type == "cpu" else Decoder(material.checkpoint)
 
     first = compared[: 1 + 2 * len(sizes.neighbours)]  # full attention, SepLLM, windows of its mean share
     score_round(decoder, material, first, 0, cells)
-    answering = sepllm_questions.agreement(decoder, material, cells)
+    answering = sepllm_questions.agreement(slow, material, cells)
     book, tokens = material.long
     streams = {
-        name: cells.cell(f"streaming/{name}", lambda budget=budget: stream(decoder, tokens, budget, material))
+        name: cells.cell(f"streaming/{name}", lambda budget=budget: stream(slow, tokens, budget, material))
         for name, budget in BUDGETS.items()
     }
-    learnt = sepllm_training.post_trained(material, compared, post_train, cells) if post_train else None
     for number in range(sizes.rounds):
         score_round(decoder, material, compared, number, cells)
+    learnt = sepllm_training.post_trained(material, compared, training, device, cells) if training else None
     sepllm_questions.answered(material, answering, cells)
 
     rows = perplexities(material, compared, cells)
@@ -77,6 +81,7 @@ def bench_sepllm(
         "streaming": {"book": book, **streams},
         "questions": sepllm_questions.summarised(material, answering, cells),
         "seconds": cells.seconds,
+        "devices": cells.devices,
         "threads": torch.get_num_threads(),
         "environment": describe_environment(seed),
     }

@@ -17,10 +17,9 @@ from .questions import conversations, read_questions
 @dataclass(frozen=True)
 class Sizes:
     """Attributes:
-    neighbours: n of SepLLM's masks; the first is post-trained: it loses most without.
+    neighbours: n of SepLLM's masks; the first, which loses most without training, is trained first.
     window, rounds, books: tokens of a window that is scored, windows of a book, books.
     trained: tokens of a window that is trained on.
-    swept: windows that every learning rate is tried on.
     stream, reported: tokens through the fixed caches, and how many make a row.
     questions, shots: how many, and how many stand with their answers before each.
     answer: tokens of an answer, at most.
@@ -30,8 +29,7 @@ class Sizes:
     window: int = 2048
     rounds: int = 5
     books: int = 4
-    trained: int = 1024
-    swept: int = 8
+    trained: int = 2048
     stream: int = 51_200
     reported: int = 10_240
     questions: int = 8

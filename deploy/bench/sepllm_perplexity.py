@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from ...models.language.decoder import Decoder
 from ...models.language.windows import window_losses
 from .cells import Cells
+from .devices import told
 from .learner import interval
 from .sepllm_masks import Mask, seen, shares
 from .sepllm_material import Material
@@ -35,7 +36,11 @@ def score_round(decoder: Decoder, material: Material, masks: Sequence[Mask], num
     """The window `number` of every book under every mask."""
     windows, seed = material.scored[:, number], material.seed + number
     for mask in masks:
-        cells.cell(_name(mask.name, number), lambda mask=mask: score(decoder, windows, mask, material.separators, seed))
+        cells.cell(
+            _name(mask.name, number),
+            lambda mask=mask: score(decoder, windows, mask, material.separators, seed),
+            told(decoder.device),
+        )
 
 
 def losses_of(name: str, material: Material, cells: Cells) -> Losses:
@@ -63,13 +68,18 @@ def perplexities(material: Material, masks: Sequence[Mask], cells: Cells) -> lis
         row |= {"perplexity": round(math.exp(scored.mean()), 3)}
         by_book = zip(material.names, scored.mean(axis=0), strict=True)
         row["by_book"] = {book: round(math.exp(loss), 2) for book, loss in by_book}
-        if mask.name != "full":
-            row["of_full"] = ratio(losses[mask.name], losses["full"])
-        own = f"sepllm n={mask.name.rpartition('=')[2]}"
-        if own != mask.name and own in losses:
-            row["of_sepllm"] = ratio(losses[mask.name], losses[own])
-        rows.append(row)
+        rows.append(row | relations(mask.name, losses))
     return rows
+
+
+def relations(name: str, losses: Mapping[str, Losses]) -> dict[str, Any]:
+    """A mask's perplexity over full attention's and, for SepLLM's rivals, over its with the same n; what is not there is left
+    out."""
+    own = f"sepllm n={name.rpartition('=')[2]}"
+    others = {"of_full": "full", "of_sepllm": own}
+    return {
+        key: ratio(losses[name], losses[other]) for key, other in others.items() if other in losses and other != name
+    }
 
 
 def _name(mask: str, number: int) -> str:

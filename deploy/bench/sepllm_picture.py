@@ -33,15 +33,14 @@ def _draw(figure: Figure, result: Mapping[str, Any]) -> None:
     if "full" in trained:
         ax.axhline(trained["full"], color="black", lw=1.2, ls=":", label="full attention, post-trained")
     for (start, label), (colour, dash, marker) in zip(_SERIES, ENVIRONMENT_LINES, strict=False):
-        before = [row for name, row in rows.items() if name.startswith(start)]
+        drawn = {"color": colour, "ls": dash, "marker": marker}
+        before = [(row["mean_share"], row["perplexity"]) for name, row in rows.items() if name.startswith(start)]
+        after = sorted((rows[name]["mean_share"], one) for name, one in trained.items() if name.startswith(start))
         if before:
-            shares = [row["mean_share"] for row in before]
-            perplexity = [row["perplexity"] for row in before]
-            ax.plot(shares, perplexity, color=colour, ls=dash, marker=marker, ms=5, label=label)
-        for name, perplexity in trained.items():
-            if name.startswith(start):
-                hollow = {"mfc": "white", "ms": 9, "ls": "none", "label": f"{label}, post-trained"}
-                ax.plot(rows[name]["mean_share"], perplexity, color=colour, marker=marker, **hollow)
+            ax.plot(*zip(*before, strict=True), ms=5, label=label, **drawn)
+        if after:
+            ax.plot(*zip(*after, strict=True), ms=8, mfc="white", lw=0.9, **drawn)
+    if trained:
+        ax.plot([], [], color="black", ls="none", marker="o", ms=8, mfc="white", label="hollow: post-trained")
     ax.set(xlabel="mean key-value share (of full attention's)", ylabel="perplexity")
-    ax.set_xlim(left=0)
-    ax.legend()
+    ax.legend(loc="upper right")

@@ -19,6 +19,7 @@ from edgefm.deploy.bench.sepllm_masks import INITIAL, Mask, masks, seen, shares
 from edgefm.deploy.bench.sepllm_material import Sizes
 from edgefm.deploy.bench.sepllm_perplexity import ratio
 from edgefm.deploy.bench.sepllm_picture import save_picture
+from edgefm.deploy.bench.sepllm_training import PostTraining
 from edgefm.models.attention.pattern import Pattern
 from edgefm.models.errors import InputError
 from edgefm.models.language.config import DecoderConfig
@@ -29,8 +30,9 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-QUIET = Console(quiet=True)
-SIZES = Sizes((8, 16), 96, 2, 2, 48, 2, 900, 450, 2, 1, 4)
+QUIET, CPU = Console(quiet=True), torch.device("cpu")
+SIZES = Sizes((8, 16), 96, 2, 2, 48, 900, 450, 2, 1, 4)
+TRAINING = PostTraining(96, 2)
 
 
 def words(seed: int, count: int) -> str:
@@ -95,7 +97,7 @@ def test_every_part_is_measured_and_a_second_run_goes_on(model: Path, books: Pat
     partial = tmp_path / "parts"
 
     def run(minutes: float | None, seed: int = 0) -> dict:
-        return bench_sepllm(model, books, questions, 96, minutes, seed, partial, QUIET, SIZES)
+        return bench_sepllm(model, books, questions, TRAINING, CPU, minutes, seed, partial, QUIET, SIZES)
 
     none = run(0.0)
     assert not none["complete"] and none["perplexity"] == [] == none["questions"] and none["post_training"] is None
@@ -117,8 +119,13 @@ def test_every_part_is_measured_and_a_second_run_goes_on(model: Path, books: Pat
     assert {row["mask"] for row in whole["questions"]} == set(list(rows)[1:5])
     assert all(0 <= row["agreement"] <= 1 and row["tokens"] > 0 for row in whole["questions"])
     trained = whole["post_training"]
-    assert trained["tokens"] == 96 and [row["mask"] for row in trained["masks"]] == [*list(rows)[1:3], "full"]
-    assert all(row["of_before"] and row["windows"] == 4 for row in trained["masks"])
+    assert trained["tokens"] == 96 and trained["rate"] in map(float, trained["swept"])
+    assert [row["mask"] for row in trained["masks"]] == [*list(rows)[1:3], "full", *list(rows)[3:]]
+    assert all(row["of_before"] and row["windows"] == 4 and len(row["losses"]) == 1 for row in trained["masks"])
+    assert [set(row) & {"of_full", "of_sepllm"} for row in trained["masks"][:3]] == [
+        *({"of_full"}, {"of_full", "of_sepllm"}, set())
+    ]
+    assert set(whole["devices"].values()) == {"cpu"} and set(whole["devices"]) == set(whole["seconds"])
     for kind, begins in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         save_picture(whole, tmp_path / f"sepllm.{kind}")
         assert (tmp_path / f"sepllm.{kind}").read_bytes().startswith(begins)
