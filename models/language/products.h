@@ -11,6 +11,7 @@
 #include "vectors.h"
 
 constexpr long BLOCK = 32;
+constexpr long AHEAD = 2048;  // bytes: one row's product asks for weights so early, as what it computes hides no wait for them
 
 // GCC makes a byte at a time of __builtin_convertvector from narrow vectors, which takes five times as long as the product itself.
 #if defined(__AVX512F__)
@@ -72,6 +73,7 @@ static inline void tile(const Matrix &w, long first, const float *x, const float
         for (int o = 0; o < OUTS; o++) from[o] = (const Weight *)w.weights + (first + o) * in;
         for (long c = 0; c < in; c += VL) {
             vf right[OUTS];
+            if (ROWS == 1) __builtin_prefetch((const char *)(from[0] + c) + AHEAD);
             for (int o = 0; o < OUTS; o++) right[o] = value_at(from[o] + c);
             for (int r = 0; r < ROWS; r++) {
                 const vf left = load(x + r * in + c);
@@ -125,6 +127,8 @@ template <int KIND>
 static void outputs(const Matrix &w, long first, long last, long rows, const float *x, const float *sums, float *y, long ldy, bool add) {
     constexpr int OUTS = 2;
     long o = first;
+    if ((KIND == FLOAT || KIND == HALF) && rows == 1)  // one run of memory is read faster than two
+        for (; o < last; o++) some_rows<KIND, 1>(w, o, rows, x, sums, y + o - first, ldy, add);
     for (; o + OUTS <= last; o += OUTS) some_rows<KIND, OUTS>(w, o, rows, x, sums, y + o - first, ldy, add);
     for (; o < last; o++) some_rows<KIND, 1>(w, o, rows, x, sums, y + o - first, ldy, add);
 }
