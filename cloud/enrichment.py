@@ -23,7 +23,7 @@ from ..models.errors import (
     OverloadedError,
     StoreError,
 )
-from ..models.pool import MAX_DESCRIPTIONS, check_descriptions, check_labels
+from ..models.pool import MAX_DESCRIPTIONS, LabelPool, check_descriptions, check_labels
 from .label_pools import LabelPools
 from .registry import Registry
 
@@ -42,10 +42,12 @@ class Asked:
     Attributes:
         waiting: labels to be described, with what has been answered; None: not yet.
         failed: labels of which nothing came, and why.
+        announced: labels that are about to be added, and then described.
     """
 
     waiting: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    announced: set[str] = field(default_factory=set)
 
     def forget(self, labels: Iterable[str]) -> None:
         for label in labels:
@@ -115,6 +117,34 @@ class Enrichment:
                 "descriptions by hand with 'edgefm labels describe LABEL --text ...'"
             )
         return self._describer
+
+    async def add(self, environment: str, labels: Sequence[str]) -> LabelPool:
+        """Adds labels to the pool and has them described, also where the cloud dies in between.
+
+        Raises:
+            NoLanguageModelError: there is none; nothing is added then.
+            LabelError: see `LabelPools.add`.
+        """
+        self.require()
+        if (
+            environment not in self._pools
+        ):  # the base's first labels, or an error: nothing is written before there is a pool
+            pool = await self._pools.add(environment, labels)
+            await self.ask(environment, labels)
+            return pool
+        asked = self._of(environment)
+        new = set(check_labels(labels)).difference(self._pools.get(environment)[0].labels, asked.announced)
+        asked.announced |= new
+        await self._save(environment)
+        try:
+            pool = await self._pools.add(environment, labels)
+        except EdgeFMError:  # of another error, such as a caller's going away, nobody knows what the disk has
+            asked.announced -= new
+            await self._save(environment)
+            raise
+        asked.announced -= new
+        await self.ask(environment, labels)
+        return pool
 
     async def ask(self, environment: str, labels: Sequence[str]) -> None:
         """Has labels of the pool described, in place of what describes them now.
@@ -215,6 +245,9 @@ class Enrichment:
             return Asked()
         labels = self._pools.get(environment)[0].labels
         asked.forget([label for label in (*asked.waiting, *asked.failed) if label not in labels])
+        for label in asked.announced.intersection(labels):
+            asked.waiting.setdefault(label)
+        asked.announced.clear()
         return asked
 
     async def _save(self, environment: str) -> None:

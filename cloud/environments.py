@@ -184,12 +184,7 @@ class Environments:
         """
         if describe is None:
             describe = self.enrichment.possible
-        elif describe:
-            self.enrichment.require()
-        pool = await self.pools.add(environment, labels)
-        if describe:
-            await self.enrichment.ask(environment, labels)
-        return pool
+        return await (self.enrichment if describe else self.pools).add(environment, labels)
 
     async def remove_labels(self, environment: str, labels: Sequence[str]) -> LabelPool:
         """Removes all or none. Raises `LabelMissingError` for one that is not there."""

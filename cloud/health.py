@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from grpc_health.v1 import health_pb2
 
@@ -16,6 +16,7 @@ from .recognition import FmBatcher
 
 log = logging.getLogger("edgefm.cloud.health")
 _CANARY_PATIENCE_S = 10.0
+_STEP_PATIENCE_S = 60.0
 _RECOGNITION = ("fm", "store")
 
 SetStatus = Callable[[str, "health_pb2.HealthCheckResponse.ServingStatus"], Awaitable[None]]
@@ -82,10 +83,13 @@ class HealthWatch:
 
     async def _check(self, first: bool = False) -> None:
         await self._keeper.check()
-        found = {"store": self._keeper.failure, "fm": await self._fm()}
-        if self._language is not None:
-            found["language"] = await self._language_failure(self._language)
-        unhealthy = {part: reason for part, reason in found.items() if reason is not None}
+        await self._publish({"store": self._keeper.failure, "fm": await self._fm()}, first)
+        if self._language is not None:  # apart: it may take its time to answer
+            await self._publish({"language": await self._language_failure(self._language)}, first)
+
+    async def _publish(self, found: Mapping[str, str | None], first: bool) -> None:
+        unhealthy = {part: reason for part, reason in self.unhealthy.items() if part not in found}
+        unhealthy |= {part: reason for part, reason in found.items() if reason is not None}
         for part in found:
             if part in unhealthy and part not in self.unhealthy:
                 log.error("event=unhealthy part=%s reason=%s", part, unhealthy[part])
@@ -97,7 +101,8 @@ class HealthWatch:
             for part in found:
                 await self._set_status(part, _status(part not in unhealthy))
             for name, needed in self._needs.items():
-                await self._set_status(name, _status(unhealthy.keys().isdisjoint(needed)))
+                if not found.keys().isdisjoint(needed):
+                    await self._set_status(name, _status(unhealthy.keys().isdisjoint(needed)))
 
     async def _fm(self) -> str | None:
         if self._batcher.computing_s > self._batcher.patience_s:
@@ -112,6 +117,8 @@ class HealthWatch:
         return self._fm_failure
 
     async def _language_failure(self, engine: LanguageEngine) -> str | None:
+        if engine.stepping_s > _STEP_PATIENCE_S:
+            return f"the model has been at one step for {engine.stepping_s:.0f} s"
         if engine.failure is not None:
             with contextlib.suppress(EdgeFMError, asyncio.TimeoutError):  # what it says is in `failure`
                 await asyncio.wait_for(engine.try_again(), _CANARY_PATIENCE_S)

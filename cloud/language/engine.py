@@ -19,7 +19,7 @@ from ...models.language.tokenizer import Message, TextTokenizer
 from .generation import Generation
 from .lengths import ASKED_TOKENS, LearnedLengths, asked_length, question
 from .machine import DecoderMachine
-from .scheduling import Policy, Scheduler
+from .scheduling import STALL, Policy, Scheduler
 
 T = TypeVar("T")
 log = logging.getLogger("edgefm.cloud.language")
@@ -30,8 +30,10 @@ _FORGET = 0.2
 """Weight of the latest answer in the measured time between two ends."""
 _LONGEST_TOKEN = 32
 """Characters: text with more of them a token on average is no conversation."""
-_LONGEST_SHARED = 1024
-"""Tokens of a beginning that is kept for others."""
+_LONGEST_SHARED = STALL
+"""Tokens of a beginning that is kept for others; it is read at once."""
+_SAVED = 50
+"""Answers, after which what was learned of their lengths is written down."""
 
 
 @dataclass(eq=False)
@@ -82,17 +84,25 @@ class LanguageEngine:
         self._thread = threading.Thread(target=self._run, name="language", daemon=True)
         self.observer: Observer | None = None
         self.failure: str | None = None
+        self._stepping: float | None = None  # since when
 
     def start(self) -> None:
         self._thread.start()
 
     async def close(self) -> None:
         """Callers that still wait get an error. What has been learned is written down."""
-        self._lengths.save()
         self._jobs.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _CLOSE_PATIENCE_S)
         for caller in list(self._callers.values()):
             caller.news.put_nowait(ModelError("the cloud is stopping"))
+        if self._lengths.unsaved:
+            self._lengths.save()()
+
+    @property
+    def stepping_s(self) -> float:
+        """How long it has been at one step."""
+        since = self._stepping
+        return 0.0 if since is None else time.perf_counter() - since
 
     @property
     def waiting(self) -> int:
@@ -161,8 +171,8 @@ class LanguageEngine:
 
     async def try_again(self) -> None:
         """A token, to see whether the model works. Raises: as `generate`."""
-        async for _ in self.generate([{"role": "user", "content": "?"}], Sampling(most=1), "generate"):
-            pass
+        async for _ in self.generate([{"role": "user", "content": "?"}], Sampling(most=1), "length"):
+            pass  # a kind of which nothing is learned
 
     def text(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens)
@@ -247,6 +257,8 @@ class LanguageEngine:
         if caller.kind == "length":
             return
         self._lengths.learn(generation.prompt, generation.most, caller.kind, len(generation.tokens))
+        if self._lengths.unsaved >= _SAVED:
+            caller.loop.run_in_executor(None, self._lengths.save())
         if self.observer is not None:
             self.observer.answered(caller.kind, len(generation.tokens), generation.predicted, seconds)
 
@@ -281,7 +293,8 @@ class LanguageEngine:
             except EdgeFMError as error:
                 loop.call_soon_threadsafe(settle, future.set_exception, error)
             except Exception as error:
-                failed = ModelError(f"the language model failed: {error}")
+                self.failure = str(error) or type(error).__name__
+                failed = ModelError(f"the language model failed: {self.failure}")
                 loop.call_soon_threadsafe(settle, future.set_exception, failed)
             else:
                 loop.call_soon_threadsafe(settle, future.set_result, found)
@@ -303,8 +316,12 @@ class LanguageEngine:
                 except Exception:  # a bug; the others' answers go on
                     log.exception("event=language_job_failed")
                 continue
+            self._stepping = time.perf_counter()
             if self._scores:
                 self._scores.popleft()()
+            if self._scheduler.idle:
+                self._stepping = None
+                continue
             lost: list[Generation] = []
             try:
                 self._scheduler.advance()
@@ -313,6 +330,7 @@ class LanguageEngine:
                 log.exception("event=language_failed")
                 self.failure = str(error) or type(error).__name__
                 lost = self._scheduler.abandon()
+            self._stepping = None
             for generation in self._scheduler.moved:
                 if generation not in lost:
                     self._pass_on(generation)

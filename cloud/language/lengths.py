@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,6 @@ _SIZES = 3 + len(_KINDS)
 _HASHED = 32
 _RESIDUALS = 200
 _LEAST = 20
-_SAVED = 50
-"""Answers, after which the history is written down."""
 _RIDGE = 30.0
 """Weight of "as long as usual" against the answers, in answers."""
 
@@ -65,11 +63,14 @@ class LearnedLengths:
     Args:
         path: where the history is kept over a restart; None: nowhere.
         model: whose answers these are; another's history is not taken up.
+
+    Attributes:
+        unsaved: answers learned from since the latest `save`.
     """
 
     def __init__(self, path: Path | None = None, model: str = "", quantile: float = QUANTILE) -> None:
         self._path, self._model, self._quantile = path, model, quantile
-        self._unsaved = 0
+        self.unsaved = 0
         size = _SIZES + _HASHED
         self._squares = np.zeros((size, size))
         self._products = np.zeros(size)
@@ -94,19 +95,21 @@ class LearnedLengths:
         self._squares += np.outer(x, x)
         self._products += x * y
         self._weights = None
-        self._unsaved += 1
-        if self._unsaved >= _SAVED:
-            self.save()
+        self.unsaved += 1
 
-    def save(self) -> None:
-        """A disk that refuses costs no more than the history, and is logged."""
-        if self._path is None or not self._unsaved:
-            return
+    def save(self) -> Callable[[], None]:
+        """Returns what writes the history down as it is now, in any thread. A disk that refuses costs no more than it."""
+        self.unsaved = 0
         wrong = {kind: list(some) for kind, some in self._wrong.items()}
         sums = {"squares": self._squares.tolist(), "products": self._products.tolist()}
+        content = json.dumps({"model": self._model, "wrong": wrong, **sums}).encode()
+        return lambda: self._write(content)
+
+    def _write(self, content: bytes) -> None:
+        if self._path is None:
+            return
         try:
-            write_atomic(self._path, json.dumps({"model": self._model, "wrong": wrong, **sums}).encode())
-            self._unsaved = 0
+            write_atomic(self._path, content)
         except StoreError as error:
             log.warning("event=lengths_not_kept reason=%s", error)
 
@@ -117,6 +120,8 @@ class LearnedLengths:
             wrong = {kind: [float(one) for one in found["wrong"][kind]] for kind in _KINDS}
             if squares.shape != self._squares.shape or products.shape != self._products.shape:
                 raise ValueError("it is of another version")
+            if not all(np.isfinite(some).all() for some in (squares, products, *map(np.array, wrong.values()))):
+                raise ValueError("it holds what is no number")
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("event=lengths_lost file=%s reason=%r", path, error)
             return

@@ -23,7 +23,7 @@ BATCH_SIZES = ((50, 256), (100, 128), (150, 64), (200, 32))
 ROUND = 50
 """Predicted lengths are rounded up to a multiple of it before they cut answers short (its label)."""
 STALL = 512
-"""Tokens of prompts that are read before those who have read theirs get their next token."""
+"""Tokens of prompts that are read in a step, at most: those who have read theirs wait for their next token no longer."""
 
 
 class Waiting:
@@ -232,7 +232,7 @@ class Scheduler:
 
     @property
     def blocks_used(self) -> int:
-        return sum(blocks(one.held) for one in self._running)
+        return sum(blocks(one.held - one.left) for one in self._running)
 
     def check(self, generation: Generation) -> None:
         """Raises `InputError`: it could outgrow the whole cache."""
@@ -277,14 +277,14 @@ class Scheduler:
         self._running += chosen  # all before the first starts: an error leaves none of them nowhere
         for generation in chosen:
             generation.left = self._machine.start(generation)
-        budget = STALL if any(not one.left for one in self._running) else None
+        budget = STALL
         for generation in [one for one in self._running if one.left]:
-            count = generation.left if budget is None else min(generation.left, budget)
+            count = min(generation.left, budget)
             if not count:
                 break
             token = self._machine.read(generation, count)
             generation.left -= count
-            budget = None if budget is None else budget - count
+            budget -= count
             if not generation.left:
                 self._take(generation, token)
                 moved[generation] = None
@@ -321,7 +321,7 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """For one token more of each."""
-        while len(self._running) > 1 and sum(blocks(one.held + 1) for one in self._running) > self._blocks:
+        while len(self._running) > 1 and sum(blocks(one.held + 1 - one.left) for one in self._running) > self._blocks:
             last = self._running[-1]
             self._release(last)
             last.restarts += 1

@@ -13,6 +13,7 @@ from edgefm.cloud.enrichment import Describer, Enrichment
 from edgefm.cloud.label_pools import BASE, LabelPools
 from edgefm.cloud.registry import Registry
 from edgefm.models.errors import (
+    EnvironmentMissingError,
     LabelError,
     LabelExistsError,
     LabelMissingError,
@@ -224,6 +225,50 @@ def test_a_restart_goes_on_where_the_job_was(opened, caplog):
 
     run(work)
     assert any("event=descriptions_wait environment=base labels=2" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("added", [True, False], ids=["after the pool was written", "before"])
+def test_a_cloud_that_dies_while_it_adds_a_label_describes_it_if_it_is_there(opened, added: bool):
+    class KilledError(BaseException):
+        pass
+
+    async def work() -> None:
+        async with opened(describer) as cloud:
+            await cloud.pools.describe(BASE, {"cat": ["By hand."]})
+            add = cloud.pools.add
+
+            async def dies(environment, labels):
+                if added:
+                    await add(environment, labels)
+                raise KilledError
+
+            cloud.pools.add = dies
+            with pytest.raises(KilledError):
+                await cloud.enrichment.add(BASE, ["teapot", "cat"] if not added else ["teapot"])
+        async with opened(describer) as cloud:
+            await cloud.settled()
+            described = {"cat", "teapot"} if added else {"cat"}
+            assert ("teapot" in cloud.pool.labels) == added and set(cloud.pool.descriptions) == described
+            assert cloud.pool.descriptions["cat"] == ("By hand.",)
+
+    run(work)
+
+
+def test_labels_that_cannot_be_added_are_not_asked_about(opened, tmp_path: Path):
+    async def work() -> None:
+        async with opened(describer) as cloud:
+            with pytest.raises(LabelExistsError):
+                await cloud.enrichment.add(BASE, ["cat", "teapot"])
+            with pytest.raises(EnvironmentMissingError):
+                await cloud.enrichment.add("nowhere", ["teapot"])
+            assert not list(tmp_path.rglob("nowhere"))
+            await cloud.pools.add(BASE, ["teapot"])
+            await cloud.enrichment.add(BASE, ["fox"])
+            await cloud.settled()
+        async with opened(describer) as cloud:
+            assert set(cloud.pool.descriptions) == {"fox"} and not cloud.enrichment.waiting(BASE)
+
+    run(work)
 
 
 def test_what_an_operator_does_meanwhile_wins(opened):

@@ -68,13 +68,16 @@ def test_history_outlives_a_restart_and_a_damaged_file_does_not_matter(
     lengths = LearnedLengths(path, "small")
     for number in range(60):
         lengths.learn([number, 5], 300, "ask", 20 + number % 5)
-    assert path.exists()  # without being asked to
-    lengths.save()
+    assert lengths.unsaved == 60
+    lengths.save()()
+    assert lengths.unsaved == 0
     expected = lengths.predict([3, 5], 300, "ask")
     assert 20 <= expected <= 30 and LearnedLengths(path, "small").predict([3, 5], 300, "ask") == expected
     assert LearnedLengths(path, "another").predict([3, 5], 300, "ask") == 300 and not caplog.records
     whole = path.read_text()
-    for text in (whole[: len(whole) // 2], "[]", "{}", whole.replace('"products": [', '"products": [1.0, ')):
+    longer = whole.replace('"products": [', '"products": [1.0, ')
+    endless = whole.replace('"squares": [[', '"squares": [[1e999, ').replace("1e999, 60.0", "1e999", 1)
+    for text in (whole[: len(whole) // 2], "[]", "{}", longer, endless):
         path.write_text(text)
         caplog.clear()
         assert LearnedLengths(path, "small").predict([3, 5], 300, "ask") == 300
@@ -85,5 +88,5 @@ def test_a_disk_that_refuses_costs_no_answer(tmp_path: Path, caplog: pytest.LogC
     (tmp_path / "file").write_text("")
     lengths = LearnedLengths(tmp_path / "file" / "lengths.json")
     lengths.learn([1], 10, "ask", 5)
-    lengths.save()
+    lengths.save()()
     assert "event=lengths_not_kept" in caplog.text
