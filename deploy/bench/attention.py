@@ -37,8 +37,10 @@ SEPLLM, SINKS = Pattern(4, 256), Pattern(4, 256)
 _EAGER_TOKENS = 4096
 """Eager attention holds (H, T, T) scores, several times over."""
 _MEMORY_TOKENS = 4096
-_DAPE_TOKENS = 4096
-"""On a CPU, where DAPE's networks take seconds a forward pass there."""
+_DAPE_TOKENS = 1024
+"""On a CPU, where eager DAPE takes most of a minute forward and backward at 4,096 tokens, and gigabytes."""
+_FLEX_TOKENS = 4096
+"""On a CPU, where PyTorch makes block masks of (T, T) numbers, several times over: tens of GB at 16,384 tokens."""
 _WARM_TOKENS = 128
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -76,9 +78,12 @@ def calls(tokens: int, place: Place) -> dict[str, dict[str, Call]]:
                 "fused": lambda q, k, v, network=network: dape.attend(q, k, v, network),
                 "eager": lambda q, k, v, network=network: dape.reference(q, k, v, network),
             }
-    if tokens > _EAGER_TOKENS:
-        for implementations in found.values():
-            implementations.pop("eager", None)
+    lacking = {"eager"} if tokens > _EAGER_TOKENS else set()
+    if tokens > _FLEX_TOKENS and place.device.type == "cpu":
+        lacking.add("flex")
+    for implementations in found.values():
+        for name in lacking:
+            implementations.pop(name, None)
     return found
 
 
@@ -106,6 +111,7 @@ class _Flex:
         def sees(batch: Any, head: Any, here: Any, there: Any) -> Any:
             return (there <= here) & ((here - there < window) | always[there])
 
+        torch.compiler.reset()  # after some lengths it would no longer compile, and say nothing
         mask = create_block_mask(sees, None, None, tokens, tokens, device=self._device.type)
         compiled = torch.compile(flex_attention, dynamic=False)
         return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=True)

@@ -105,7 +105,8 @@ def _row(
     rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, HK, H / HK, D)
     if form == "softmax" and visible is None and _sees_all(pattern, k.shape[2]):
         return scaled_dot_product_attention(rows, k, v, scale=scale).reshape(q.shape)
-    seen = pattern.mask(1, k.shape[2], separators).to(q.device)[:, None]  # (B or 1, 1, 1, TK)
+    with q.device:
+        seen = pattern.mask(1, k.shape[2], separators)[:, None]  # (B or 1, 1, 1, TK)
     if visible is not None:
         seen = seen & visible[:, None, None, :]
     wide = torch.promote_types(q.dtype, torch.float32)  # half precision has neither the range nor the digits

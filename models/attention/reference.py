@@ -21,7 +21,8 @@ def attend(
 ) -> torch.Tensor:
     """See `edgefm.models.attention.attend`."""
     x = scores(q, k, scale)
-    seen = pattern.mask(q.shape[2], k.shape[2], separators).to(x.device)[:, None]  # (B or 1, 1, TQ, TK)
+    with x.device:  # a mask that is made elsewhere takes longer to copy than all the rest
+        seen = pattern.mask(q.shape[2], k.shape[2], separators)[:, None]  # (B or 1, 1, TQ, TK)
     if visible is not None:
         seen = seen & visible[:, None, None, :]
     return weights(x, seen.expand(x.shape), form) @ repeated(v, q.shape[1])

@@ -20,7 +20,8 @@ def window_logits(
         kept: (B, T) bool, on any device: what every later token sees under a pattern with a window: separators, for SepLLM.
 
     Returns:
-        float32 (B, T, vocabulary), of what follows each token; equal to `Decoder.prefill` under that pattern.
+        float32 (B, T, vocabulary), under autocast its dtype, of what follows each token; equal to `Decoder.prefill` under that
+        pattern.
 
     Raises:
         InputError: a token that is not in the vocabulary, or windows beyond the model's context.
