@@ -171,7 +171,8 @@ class LanguageEngine:
 
     async def try_again(self) -> None:
         """A token, to see whether the model works. Raises: as `generate`."""
-        async for _ in self.generate([{"role": "user", "content": "?"}], Sampling(most=1), "length"):
+        prompt, shared = await self._read([{"role": "user", "content": "?"}], "")
+        async for _ in self._answer(Generation(prompt, Sampling(most=1), 1, shared), "length", None):
             pass  # a kind of which nothing is learned
 
     def text(self, tokens: Sequence[int]) -> str:

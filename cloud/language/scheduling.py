@@ -55,6 +55,12 @@ class Waiting:
 
 
 class Policy(Protocol):
+    """Attributes:
+    together: nobody steps before all that run have read their prompts.
+    """
+
+    together: bool
+
     def choose(
         self, waiting: Waiting, running: Sequence[Generation], room: Callable[[Generation], bool]
     ) -> list[Generation]:
@@ -91,6 +97,8 @@ class _Uncut:
 class StaticBatches(_Uncut):
     """`batch` requests in order of arrival; the next ones start when the last of them has ended."""
 
+    together = True
+
     def __init__(self, batch: int = BATCH) -> None:
         self._batch = batch
 
@@ -104,6 +112,8 @@ class StaticBatches(_Uncut):
 
 class ContinuousBatching(_Uncut):
     """Whoever waits starts as soon as a place and cache blocks for its expected answer are free; `most` places."""
+
+    together = False
 
     def __init__(self, most: int = BATCH) -> None:
         self._most = most
@@ -132,6 +142,8 @@ class SequenceScheduling:
 
     What the paper decodes anew then is read again here, as a prompt: the answer is the same and costs one step.
     """
+
+    together = True
 
     def __init__(self, group: int = GROUP, batch: int = BATCH, sizes: Sequence[tuple[int, int]] = BATCH_SIZES) -> None:
         self._group_size, self._batch, self._sizes = group, batch, tuple(sizes)
@@ -278,7 +290,8 @@ class Scheduler:
         for generation in chosen:
             generation.left = self._machine.start(generation)
         budget = STALL
-        for generation in [one for one in self._running if one.left]:
+        reading = [one for one in self._running if one.left]
+        for generation in reading:
             count = min(generation.left, budget)
             if not count:
                 break
@@ -288,6 +301,8 @@ class Scheduler:
             if not generation.left:
                 self._take(generation, token)
                 moved[generation] = None
+        if self._policy.together and reading:
+            return list(moved)
         self._make_room()
         running = [one for one in self._running if not one.left and one not in moved]
         if running:

@@ -253,3 +253,18 @@ def test_long_prompts_do_not_hold_up_those_who_run():
     while not scheduler.idle:
         scheduler.advance()
     assert all(one.tokens == list(range(50)) for one in (first, *long))
+
+
+@pytest.mark.parametrize(
+    "policy", [StaticBatches(3), SequenceScheduling(batch=3, sizes=())], ids=["static", "sequence"]
+)
+def test_a_batch_steps_once_all_have_read_their_prompts(policy: Policy):
+    machine = Counting()
+    scheduler = Scheduler(machine, policy, 10_000)
+    for length in (STALL, 3 * STALL, 10):
+        scheduler.submit(Generation([50] * length, Sampling(most=MOST), 50))
+    for _ in range(5):
+        scheduler.advance()
+        assert not machine.batches  # but their requests can be cancelled in between
+    scheduler.advance()
+    assert machine.batches == [3]
