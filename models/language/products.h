@@ -127,7 +127,7 @@ template <int KIND>
 static void outputs(const Matrix &w, long first, long last, long rows, const float *x, const float *sums, float *y, long ldy, bool add) {
     constexpr int OUTS = 2;
     long o = first;
-    if ((KIND == FLOAT || KIND == HALF) && rows == 1)  // one run of memory is read faster than two
+    if (KIND == HALF && rows == 1)  // one run of memory is read faster than two
         for (; o < last; o++) some_rows<KIND, 1>(w, o, rows, x, sums, y + o - first, ldy, add);
     for (; o + OUTS <= last; o += OUTS) some_rows<KIND, OUTS>(w, o, rows, x, sums, y + o - first, ldy, add);
     for (; o < last; o++) some_rows<KIND, 1>(w, o, rows, x, sums, y + o - first, ldy, add);
