@@ -266,7 +266,9 @@ def test_labels_that_cannot_be_added_are_not_asked_about(opened, tmp_path: Path)
             await cloud.enrichment.add(BASE, ["fox"])
             await cloud.settled()
         async with opened(describer) as cloud:
-            await cloud.settled()  # the fox may be asked about again: the first cloud closed before it had noted the answer
+            await (
+                cloud.settled()
+            )  # the fox may be asked about again: the first cloud closed before it had noted the answer
             assert set(cloud.pool.descriptions) == {"fox"}
 
     run(work)
