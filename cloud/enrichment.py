@@ -126,23 +126,21 @@ class Enrichment:
             LabelError: see `LabelPools.add`.
         """
         self.require()
-        if (
-            environment not in self._pools
-        ):  # the base's first labels, or an error: nothing is written before there is a pool
-            pool = await self._pools.add(environment, labels)
-            await self.ask(environment, labels)
-            return pool
-        asked = self._of(environment)
-        new = set(check_labels(labels)).difference(self._pools.get(environment)[0].labels, asked.announced)
-        asked.announced |= new
-        await self._save(environment)
+        new: set[str] = set()
+        if environment in self._pools:  # elsewhere nothing is written before there is a pool
+            new = set(check_labels(labels)).difference(
+                self._pools.get(environment)[0].labels, self._of(environment).announced
+            )
+            self._of(environment).announced |= new
+            await self._save(environment)
         try:
             pool = await self._pools.add(environment, labels)
         except EdgeFMError:  # of another error, such as a caller's going away, nobody knows what the disk has
-            asked.announced -= new
-            await self._save(environment)
+            if new:
+                self._of(environment).announced -= new
+                await self._save(environment)
             raise
-        asked.announced -= new
+        self._of(environment).announced -= new
         await self.ask(environment, labels)
         return pool
 

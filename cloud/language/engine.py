@@ -96,7 +96,7 @@ class LanguageEngine:
         for caller in list(self._callers.values()):
             caller.news.put_nowait(ModelError("the cloud is stopping"))
         if self._lengths.unsaved:
-            self._lengths.save()()
+            self._lengths.write(self._lengths.snapshot())
 
     @property
     def stepping_s(self) -> float:
@@ -259,7 +259,7 @@ class LanguageEngine:
             return
         self._lengths.learn(generation.prompt, generation.most, caller.kind, len(generation.tokens))
         if self._lengths.unsaved >= _SAVED:
-            caller.loop.run_in_executor(None, self._lengths.save())
+            caller.loop.run_in_executor(None, self._lengths.write, self._lengths.snapshot())
         if self.observer is not None:
             self.observer.answered(caller.kind, len(generation.tokens), generation.predicted, seconds)
 

@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ class LearnedLengths:
         model: whose answers these are; another's history is not taken up.
 
     Attributes:
-        unsaved: answers learned from since the latest `save`.
+        unsaved: answers learned from since the latest `snapshot`.
     """
 
     def __init__(self, path: Path | None = None, model: str = "", quantile: float = QUANTILE) -> None:
@@ -97,19 +97,19 @@ class LearnedLengths:
         self._weights = None
         self.unsaved += 1
 
-    def save(self) -> Callable[[], None]:
-        """Returns what writes the history down as it is now, in any thread. A disk that refuses costs no more than it."""
+    def snapshot(self) -> bytes:
+        """The history as it is now, for `write`."""
         self.unsaved = 0
         wrong = {kind: list(some) for kind, some in self._wrong.items()}
         sums = {"squares": self._squares.tolist(), "products": self._products.tolist()}
-        content = json.dumps({"model": self._model, "wrong": wrong, **sums}).encode()
-        return lambda: self._write(content)
+        return json.dumps({"model": self._model, "wrong": wrong, **sums}).encode()
 
-    def _write(self, content: bytes) -> None:
+    def write(self, snapshot: bytes) -> None:
+        """In any thread. A disk that refuses costs no more than the history, and is logged."""
         if self._path is None:
             return
         try:
-            write_atomic(self._path, content)
+            write_atomic(self._path, snapshot)
         except StoreError as error:
             log.warning("event=lengths_not_kept reason=%s", error)
 

@@ -198,7 +198,7 @@ def attention(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of queries, keys and values.")] = "float32",
     json_file: JsonFile = None,
 ) -> None:
-    """Every variant of attention, fused and eager, beside PyTorch's own: time and memory. Some twenty minutes on a CPU."""
+    """Every variant of attention, fused and eager, beside PyTorch's own: time and memory. Some ten minutes on a CPU."""
     with extra("cloud"):
         from rich.console import Console
 

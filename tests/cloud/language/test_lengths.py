@@ -69,7 +69,7 @@ def test_history_outlives_a_restart_and_a_damaged_file_does_not_matter(
     for number in range(60):
         lengths.learn([number, 5], 300, "ask", 20 + number % 5)
     assert lengths.unsaved == 60
-    lengths.save()()
+    lengths.write(lengths.snapshot())
     assert lengths.unsaved == 0
     expected = lengths.predict([3, 5], 300, "ask")
     assert 20 <= expected <= 30 and LearnedLengths(path, "small").predict([3, 5], 300, "ask") == expected
@@ -88,5 +88,5 @@ def test_a_disk_that_refuses_costs_no_answer(tmp_path: Path, caplog: pytest.LogC
     (tmp_path / "file").write_text("")
     lengths = LearnedLengths(tmp_path / "file" / "lengths.json")
     lengths.learn([1], 10, "ask", 5)
-    lengths.save()()
+    lengths.write(lengths.snapshot())
     assert "event=lengths_not_kept" in caplog.text
