@@ -9,13 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 _PACKAGES = ("edgefm", "onnxruntime", "numpy", "pillow")
 
 
 def describe_machine() -> dict[str, Any]:
     """Processor, board, cores that this process may use, memory, system, versions and execution providers."""
+    import onnxruntime as ort  # slow to load, and only wanted here
+
     return {
         "processor": _processor(),
         "board": _text(Path("/proc/device-tree/model")),  # Raspberry Pi, Jetson; None on a PC

@@ -6,9 +6,12 @@ import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import ConfigError
-from .images import Preprocess
+
+if TYPE_CHECKING:
+    from .images import Preprocess
 
 DEFAULT_STUDENT = "lite0-128"
 INT8_SUFFIX = "-int8"
@@ -34,6 +37,8 @@ class StudentProfile:
 
     @property
     def preprocess(self) -> Preprocess:
+        from .images import Preprocess  # numpy and Pillow: the command line reads this table at every start
+
         return Preprocess(self.input_size)
 
 

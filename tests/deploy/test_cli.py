@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
@@ -74,6 +76,15 @@ def test_the_defaults_that_help_shows_are_the_defaults(name, kind):
             assert shown[1] == (f"{default:g}" if isinstance(default, float) else str(default)), field
             checked += 1
     assert checked >= 5
+
+
+def test_the_command_line_itself_loads_nothing_that_takes_long():
+    code = (
+        "import sys, edgefm.deploy.cli\n"
+        "print([m for m in ('numpy', 'PIL', 'onnxruntime', 'grpc', 'google.protobuf', 'torch') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_help_is_printed(edgefm):
