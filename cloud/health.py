@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health_pb2
 
 from ..models.errors import EdgeFMError, ModelError, OverloadedError
 from .keeper import Keeper
-from .language.engine import LanguageEngine
 from .recognition import FmBatcher
+
+if TYPE_CHECKING:
+    from .language.engine import LanguageEngine
 
 log = logging.getLogger("edgefm.cloud.health")
 _CANARY_PATIENCE_S = 10.0

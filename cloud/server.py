@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import signal
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -33,14 +34,14 @@ from .config import CloudConfig
 from .enrichment import Describer
 from .environments import Environments
 from .health import HealthWatch
-from .language.engine import LanguageEngine
-from .language.load import load_engine
-from .language.service import LanguageService, describe
 from .malformed import MalformedRequests
 from .metrics import CloudMetrics
 from .recent import RecentAnswers
 from .recognition import FmBatcher, Query, preparer, recogniser
 from .service import EdgeFMService
+
+if TYPE_CHECKING:  # it needs PyTorch, which a cloud without a language model does not load
+    from .language.engine import LanguageEngine
 
 log = logging.getLogger("edgefm.cloud.server")
 SERVICE = pb.DESCRIPTOR.services_by_name["EdgeFM"].full_name
@@ -89,6 +90,8 @@ class CloudServer:
         model = await asyncio.get_running_loop().run_in_executor(None, load_foundation_model, config.foundation_model)
         describer = self._describer
         if describer is None and language is not None:
+            from .language.service import describe
+
             describer = functools.partial(describe, language, owner=ENRICHMENT)
         self.environments = Environments(model, config, describer)
         opened.push_async_callback(self.environments.close)
@@ -126,6 +129,8 @@ class CloudServer:
         server = grpc.aio.server(interceptors=[MalformedRequests((SERVICE, LANGUAGE))], options=SERVER_OPTIONS)
         rpc.add_EdgeFMServicer_to_server(EdgeFMService(self.environments, batcher, health, metrics, recent), server)
         if language is not None:
+            from .language.service import LanguageService
+
             names.append(LANGUAGE)
             language_service = LanguageService(language, self.environments, recent, config.language.max_tokens)
             language_rpc.add_LanguageServicer_to_server(language_service, server)
@@ -146,6 +151,8 @@ class CloudServer:
     async def _language_engine(self) -> LanguageEngine | None:
         if self._config.language.model is None:
             return None
+        from .language.load import load_engine
+
         engine = await asyncio.get_running_loop().run_in_executor(
             None, load_engine, self._config.language, self._config.data_dir
         )

@@ -1,4 +1,5 @@
-"""Backbones as ONNX graphs, exported once per machine. Torch is loaded for the export alone: it takes seconds to load."""
+"""What is taken out of pretrained backbones once per machine: ONNX graphs and classifiers. Torch is loaded for that alone: it
+takes seconds to load."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from .cache import cached_file
+import numpy as np
+
+from .cache import cached_arrays, cached_file
 from .weights import OPSET, TAIL_STAGES, weights_path
 
 
@@ -33,7 +36,21 @@ def trunk_graph(backbone: str, input_size: int) -> Path:
     return _exported(backbone, input_size, f"-trunk{TAIL_STAGES}", export)
 
 
+def classifier_rows(backbone: str) -> np.ndarray:
+    """The 1,000 rows of the ImageNet classifier, (1000, F) float32; taken out of the weights once per machine, then cached."""
+
+    def take() -> dict[str, np.ndarray]:
+        from .backbones import classifier
+
+        return {"rows": classifier(backbone)}
+
+    return cached_arrays(f"{backbone}-classifier-{_digest(backbone)}-timm{version('timm')}.npz", take)["rows"]
+
+
 def _exported(backbone: str, input_size: int, part: str, export: Callable[[], bytes]) -> Path:
-    digest = hashlib.sha256(weights_path(backbone).read_bytes()).hexdigest()[:12]
     versions = f"opset{OPSET}-torch{version('torch')}-timm{version('timm')}"
-    return cached_file(f"{backbone}{part}-{input_size}-{digest}-fp16-{versions}.onnx", export)
+    return cached_file(f"{backbone}{part}-{input_size}-{_digest(backbone)}-fp16-{versions}.onnx", export)
+
+
+def _digest(backbone: str) -> str:
+    return hashlib.sha256(weights_path(backbone).read_bytes()).hexdigest()[:12]

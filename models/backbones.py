@@ -71,12 +71,6 @@ class Tail(torch.nn.Module):
         return self.activation(self.conv_head(activations)).mean(dim=(2, 3))  # pyright: ignore
 
 
-@cache
-def tail_names(backbone: str) -> frozenset[str]:
-    """The tail's parameters, as the exported graph names them too."""
-    return frozenset(name for name, _ in Tail(backbone).named_parameters())
-
-
 def _fold_batch_norms(model: torch.nn.Module) -> None:
     """In a network where every batch norm follows the convolution defined before it."""
     convolution: torch.nn.Conv2d | None = None
@@ -97,24 +91,29 @@ def _fold_batch_norms(model: torch.nn.Module) -> None:
             convolution = None
 
 
-def classifier_rows(backbone: str) -> np.ndarray:
-    """The 1,000 rows of the ImageNet classifier, (1000, F) float32."""
-    return _state(backbone)["classifier.weight"].numpy().copy()
+def classifier(backbone: str) -> np.ndarray:
+    """The rows of the ImageNet classifier, (1000, F) float32."""
+    return _state(backbone)["classifier.weight"].numpy()
 
 
 def export_features(model: torch.nn.Module, input_size: int) -> bytes:
     """A network as ONNX: `images` (batch, 3, S, S) -> `features` (batch, ...), with a dynamic batch."""
+    return exported(model, torch.zeros(2, 3, input_size, input_size), "images", "features", {0: "batch"})
+
+
+def exported(module: torch.nn.Module, example: torch.Tensor, takes: str, gives: str, dynamic: dict[int, str]) -> bytes:
+    """A module of one input and one output as ONNX; `dynamic` names the dimensions of the input that may differ."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # exporter chatter about its own internals
         program = torch.onnx.export(
-            model,
-            (torch.zeros(2, 3, input_size, input_size),),
+            module,
+            (example,),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["images"],
-            output_names=["features"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[takes],
+            output_names=[gives],
+            dynamic_shapes=({place: torch.export.Dim(name) for place, name in dynamic.items()},),
             verbose=False,
         )
         assert program is not None  # dynamo=True returns the program

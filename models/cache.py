@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import StoreError, disk_reason
+import numpy as np
+
+from .errors import ModelError, StoreError, disk_reason
 
 
 def cache_dir() -> Path:
@@ -48,3 +52,19 @@ def cached_file(name: str, make: Callable[[], bytes]) -> Path:
     if not path.exists():
         write_atomic(path, make())
     return path
+
+
+def cached_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The same for arrays, in a file of numpy's. Raises `ModelError`: the file is damaged."""
+
+    def pack() -> bytes:
+        buffer = io.BytesIO()
+        np.savez(buffer, **make())  # pyright: ignore[reportArgumentType]
+        return buffer.getvalue()
+
+    path = cached_file(name, pack)
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path} is damaged ({error}); delete it, it is made again") from error

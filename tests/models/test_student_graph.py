@@ -14,14 +14,13 @@ import onnxruntime
 import pytest
 import torch
 from edgefm.models.backbone_graphs import trunk_graph
-from edgefm.models.backbones import Tail
+from edgefm.models.backbones import Tail, build_backbone
 from edgefm.models.errors import ConfigError, ModelError
 from edgefm.models.foundation import build_pool
 from edgefm.models.head import Head
 from edgefm.models.runtime import OnnxModel
 from edgefm.models.student_graph import (
     FEATURES,
-    Student,
     int8_files,
     student_files,
     tail_from_bytes,
@@ -30,6 +29,23 @@ from edgefm.models.student_graph import (
 )
 from edgefm.models.students import DEFAULT_STUDENT, INT8_SUFFIX, PROFILES, StudentProfile, student_profile
 from edgefm.models.versions import GRAPH_FILE, HEAD_FILE, TAIL_FILE, TRUNK_FILE
+
+
+class Student(torch.nn.Module):
+    """Backbone and head as one torch module: (B, 3, S, S) -> (B, D) L2-normalised. The reference for the export."""
+
+    def __init__(self, profile: StudentProfile, head: Head, tail: Tail | None = None) -> None:
+        super().__init__()
+        self.backbone = build_backbone(profile.backbone)
+        if tail is not None:
+            self.backbone.load_state_dict(dict(tail.named_parameters()), strict=False)
+        self.head = torch.nn.Linear(*head.weight.shape)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(head.weight.T))
+            self.head.bias.copy_(torch.from_numpy(head.bias))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(self.head(self.backbone(images)), dim=1)
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> Path:
