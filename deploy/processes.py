@@ -1,8 +1,9 @@
-"""EdgeFM's commands as child processes, ended with the block that wants them."""
+"""EdgeFM's commands as child processes, ended with the block that wants them, and where other processes fork from."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,14 @@ def cloud_process(folder: Path, *flags: str) -> Iterator[CloudProcess]:
                 raise EdgeFMError(f"the cloud did not start; {log} ends with: {last_words(log)}")
             time.sleep(0.05)
         yield CloudProcess(child.pid, int(port_file.read_text()))
+
+
+def loaded() -> BaseContext:
+    """Of processes that fork from one which has loaded PyTorch and what trains a student, and computed nothing: it would take
+    each of them seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["edgefm.deploy.bench.learner"])
+    return context
 
 
 def last_words(log: Path) -> str:

@@ -186,29 +186,22 @@ class ForkServer:
 
 Process: TypeAlias = "Forked | subprocess.Popen[Any]"
 _LOADED = (
-    *(
-        "edgefm.cloud.server",
-        "edgefm.cloud.customize",
-        "edgefm.models.foundation.synclip",
-        "edgefm.models.student_graph",
-    ),
-    *("edgefm.deploy.logs", "onnx", "onnxscript"),
+    *("edgefm.cloud.server", "edgefm.models.foundation.synclip", "edgefm.edge.agent", "edgefm.edge.operator"),
+    *("edgefm.edge.sources", "edgefm.edge.sinks", "edgefm.edge.video", "edgefm.deploy.device", "edgefm.deploy.logs"),
 )
-_LIGHT = {"agent", "labels", "status", "rollback", "device", "trace"}
-"""Commands that load nothing that takes long."""
 
 
 @pytest.fixture(scope="session")
 def start_process(tmp_path_factory) -> Iterator[Callable[..., Process]]:
-    """Starts `edgefm` with arguments as a process of its own, those that load torch from a fork server: but for a process that
-    is to have an environment of its own."""
+    """Starts `edgefm` with arguments as a process of its own, from a fork server: but for a process that is to have an
+    environment of its own."""
     environment = {**os.environ, "PYTEST_CURRENT_TEST": ""}
     server = ForkServer(tmp_path_factory.mktemp("forks"), _LOADED)
 
     def start(*arguments: str | Path, stdout: IO[Any], stderr: IO[Any], cwd: Path | None = None) -> Process:
         command, cwd = list(map(str, arguments)), cwd or Path.cwd()
-        if _LIGHT & set(command) or {**os.environ, "PYTEST_CURRENT_TEST": ""} != environment:
-            whole = [sys.executable, "-m", "edgefm.deploy.cli", *command]
+        if {**os.environ, "PYTEST_CURRENT_TEST": ""} != environment:
+            whole = [sys.executable, "-X", "faulthandler", "-m", "edgefm.deploy.cli", *command]
             return subprocess.Popen(whole, stdout=stdout, stderr=stderr, cwd=cwd)
         return server.start(command, cwd, stdout, stderr)
 

@@ -8,8 +8,6 @@ that it can express; its block masks are made beforehand, which its time leaves 
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import os
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -27,8 +25,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from ...models.attention import api, dape, reference
 from ...models.attention.pattern import Form, Pattern
 from ..demo_results import describe_environment
+from ..processes import loaded
 from .devices import told
-from .high_water import lowered, risen_mib
+from .high_water import freed_at_once, lowered, risen_mib
 
 HEADS, KEY_HEADS, DIM = 9, 3, 64
 SEPARATORS = 0.155
@@ -214,25 +213,18 @@ def _unfit(call: Call, run: Callable[[Call], float]) -> str | None:
 
 
 def _memory(tokens: int, place: Place) -> list[dict[str, Any]]:
-    """On a CPU each in a process of its own, forked from one that has loaded PyTorch: what the high-water mark rises by."""
-    rows, context = [], multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = (
-        "65536"  # what is freed goes back to the system, and is seen when it comes again
-    )
-    try:
-        for variant, implementations in calls(tokens, place).items():
-            for name in implementations:
-                if place.device.type == "cuda":
-                    mib = _allocated(tokens, variant, name, place)
-                elif name == "flex":
-                    continue  # its compiler's memory is more than its own
-                else:
-                    with ProcessPoolExecutor(1, context) as one:
-                        mib = one.submit(_risen, tokens, variant, name).result()
-                rows.append({"tokens": tokens, "variant": variant, "implementation": name, "extra_mib": round(mib, 1)})
-    finally:
-        del os.environ["MALLOC_MMAP_THRESHOLD_"]
+    """On a CPU each in a process of its own: what the high-water mark rises by."""
+    rows, context = [], loaded()
+    for variant, implementations in calls(tokens, place).items():
+        for name in implementations:
+            if place.device.type == "cuda":
+                mib = _allocated(tokens, variant, name, place)
+            elif name == "flex":
+                continue  # its compiler's memory is more than its own
+            else:
+                with ProcessPoolExecutor(1, context, freed_at_once) as one:
+                    mib = one.submit(_risen, tokens, variant, name).result()
+            rows.append({"tokens": tokens, "variant": variant, "implementation": name, "extra_mib": round(mib, 1)})
     return rows
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ from ...models.students import StudentProfile
 from ...models.versions import sha256_hex
 from ..conditions import under
 from ..demo_results import describe_environment
+from ..processes import loaded
 
 EVIDENCE = 1000
 """Samples of the stream beside those that teach, answered by student and FM, from which the threshold is chosen: a switcher's
@@ -177,7 +178,7 @@ def choose_threshold(learnt: Learnt, evidence: Images, pool: LabelPool, target: 
 def every_core(console: Console) -> Iterator[Callable[..., Iterator[Any]]]:
     """Gives a function that calls another one with each of many arguments, in processes of their own, as many at once as there
     are cores, and yields the results in order. What a call raises is raised there, and the others are ended."""
-    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(os.cpu_count(), loaded(), initializer=torch.set_num_threads, initargs=(1,))
 
     def each(measure: Callable[..., _Result], arguments: Sequence[tuple[Any, ...]]) -> Iterator[_Result]:
         pending = [pool.submit(measure, *some) for some in arguments]  # now, and not when the first result is asked for

@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import sqlite3
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -75,7 +76,12 @@ class AgentProcess:
         """Asks it to end, or waits for its source to end; returns its summary."""
         if signum is not None:
             self.process.send_signal(signum)
-        assert self.process.wait(60) == 0, self.log.read_text()
+        try:
+            code = self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # its log then says where each thread is
+            code = self.process.wait()
+        assert code == 0, self.log.read_text()
         return json.loads(self.out.read_text())
 
 
