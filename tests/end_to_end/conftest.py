@@ -77,7 +77,7 @@ class AgentProcess:
         if signum is not None:
             self.process.send_signal(signum)
         try:
-            code = self.process.wait(60)
+            code = self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)  # its log then says where each thread is
             code = self.process.wait()

@@ -43,12 +43,19 @@ def test_fifty_kills_leave_state_spool_answers_and_store_whole(
 
     moments, spooled, ran = random.Random(0), waiting(agent.state_dir), Counter[int | None]()
     with Operator(cloud.target) as operator:
+        operator.rollback("yard", 1)
+        agent, began, answered = start_agent(cloud.target, *flags), time.monotonic(), agent.count("fallback")
+        until(lambda: agent.count("fallback") > answered)
+        change_s = time.monotonic() - began
+        agent.kill()
         for kill in range(KILLS):
             operator.rollback("yard", kill // 2 % 2)
             agent = start_agent(cloud.target, *flags, "--shuffle-seed", str(kill))
             if kill % 2:  # while it takes the other version, answers and uploads; else in its start
                 until(lambda: "event=registered" in agent.log.read_text())  # noqa: B023
-            time.sleep(moments.uniform(0.0, 0.8) * start_s)
+                time.sleep(moments.uniform(0.0, 1.5) * change_s)
+            else:
+                time.sleep(moments.uniform(0.0, 0.8) * start_s)
             assert agent.process.poll() is None, agent.log.read_text()
             agent.kill()
             assert "damaged" not in agent.log.read_text()
