@@ -70,9 +70,10 @@ def test_the_wheel_s_base_dependencies_are_a_device_s(wheel):
 def device(wheel, tmp_path_factory) -> Path:
     """A fresh environment with the wheel and its base dependencies only; its `bin` folder."""
     folder = tmp_path_factory.mktemp("device")
-    venv.create(folder / "venv", with_pip=True)
+    venv.create(folder / "venv")
     bin_folder = folder / "venv" / "bin"
-    command = [bin_folder / "python", "-m", "pip", "install", "--quiet", str(wheel)]
+    command = [sys.executable, "-m", "pip", "--python", str(bin_folder / "python"), "install", "--quiet", "--no-compile"]
+    command.append(str(wheel))
     installed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert installed.returncode == 0, installed.stderr
     return bin_folder
