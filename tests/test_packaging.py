@@ -72,7 +72,16 @@ def device(wheel, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("device")
     venv.create(folder / "venv")
     bin_folder = folder / "venv" / "bin"
-    command = [sys.executable, "-m", "pip", "--python", str(bin_folder / "python"), "install", "--quiet", "--no-compile"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(bin_folder / "python"),
+        "install",
+        "--quiet",
+        "--no-compile",
+    ]
     command.append(str(wheel))
     installed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert installed.returncode == 0, installed.stderr

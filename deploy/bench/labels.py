@@ -31,7 +31,7 @@ from ...models.language.tokenizer import tokenizer_of
 from ...models.language.weights import open_checkpoint
 from ...models.pool import LabelPool
 from ..demo_results import describe_environment
-from .learner import interval
+from .bootstrap import interval
 
 TEMPLATES = ("a photo of a {}.", "a close-up photo of a {}.", "a picture of the {}.", "an image that shows a {}.")
 WEIGHTS = (0.25, 0.5, 0.75, 1.0)

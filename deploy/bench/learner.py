@@ -41,6 +41,7 @@ from ...models.versions import sha256_hex
 from ..conditions import under
 from ..demo_results import describe_environment
 from ..processes import loaded
+from .bootstrap import interval
 
 EVIDENCE = 1000
 """Samples of the stream beside those that teach, answered by student and FM, from which the threshold is chosen: a switcher's
@@ -51,7 +52,6 @@ STREAM = 3000
 
 _Result = TypeVar("_Result")
 _BATCH = 32
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -267,17 +267,3 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
         "system_minus_fm": round(float(gain.mean()), 4),
         "system_minus_fm_interval": interval(gain),
     }
-
-
-def interval(values: np.ndarray, over: np.ndarray | None = None) -> list[float]:
-    """95 % bootstrap interval of the mean of (seeds, M) values, over seeds and images; with `over`, of the ratio of the two
-    means, drawn together, without draws in which `over` is 0 throughout."""
-    rng, (seeds, images) = np.random.default_rng(0), values.shape
-    drawn = []
-    for _ in range(_RESAMPLES):
-        weights = np.bincount(rng.integers(images, size=images), minlength=images)
-        rows = rng.integers(seeds, size=seeds)
-        beside = images if over is None else over[rows].mean(axis=0) @ weights
-        if beside:
-            drawn.append(values[rows].mean(axis=0) @ weights / beside)
-    return [round(float(bound), 4) for bound in np.quantile(drawn, (0.025, 0.975))]

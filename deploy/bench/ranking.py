@@ -25,8 +25,8 @@ from ...models.language.tokenizer import Message, TextTokenizer, tokenizer_of
 from ...models.language.weights import open_checkpoint
 from ...models.pool import LabelPool
 from ..demo_results import describe_environment
+from .bootstrap import interval
 from .labels import Scored
-from .learner import interval
 
 CANDIDATES = 5
 UNSURE = 0.25

@@ -11,9 +11,9 @@ import torch
 
 from ...models.language.decoder import Decoder
 from ...models.language.windows import window_losses
+from .bootstrap import interval
 from .cells import Cells
 from .devices import told
-from .learner import interval
 from .sepllm_masks import Mask, seen, shares
 from .sepllm_material import Material
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import rankdata
 
 from ...models.device_profile import DeviceProfile
 from ...models.errors import ConfigError
-from ..bench.learner import interval
+from ..bench.bootstrap import interval
 from ..replay.timing import CloudProfile, Timing
 from ..traces import Trace, constant_trace
 from .fm_stages import StageCosts
@@ -178,15 +177,6 @@ def system_estimates(versions: Sequence[Version]) -> dict[str, Any]:
         "student_accuracy": estimate([v.recording.edge_right for v in versions]),
         "system_minus_fm": estimate([v.system_right.astype(float) - v.recording.cloud_right for v in versions]),
     }
-
-
-def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive (N,) sample scores above a negative one, ties count half; 0.5 where one kind is missing."""
-    ahead = int(positive.sum())
-    behind = len(positive) - ahead
-    if not ahead or not behind:
-        return 0.5
-    return float((rankdata(scores)[positive].sum() - ahead * (ahead + 1) / 2) / (ahead * behind))
 
 
 def told(value: Data, factor: float = 1.0, digits: int = 3, sign: bool = False) -> str:

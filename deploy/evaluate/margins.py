@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..bench.bootstrap import estimate_of_seeds, resampled
 from .charts import OTHERS
-from .experiment import Chart, Data, Experiment, Material, Shown, Table, auroc
+from .detection import auroc
+from .experiment import Chart, Data, Experiment, Material, Shown, Table
 from .study import FULL, HEAD
 
 _BINS = 10
@@ -30,7 +32,7 @@ def measure(material: Material) -> dict[str, Any]:
                     "look": look,
                     "method": method,
                     "samples": versions[0].samples,
-                    **_auroc(margins, agrees),
+                    "auroc": _auroc(margins, agrees),
                     "reliability": _reliability(margins, agrees, cost, lost),
                 }
             )
@@ -39,16 +41,8 @@ def measure(material: Material) -> dict[str, Any]:
 
 def _auroc(margins: np.ndarray, agrees: np.ndarray) -> dict[str, Any]:
     """Of the margin for agreement: mean over seeds, and its bootstrap interval over seeds and images; (S, M) arrays."""
-    rng, (seeds, images) = np.random.default_rng(0), margins.shape
-    drawn = []
-    for _ in range(500):
-        columns = rng.integers(images, size=images)
-        chosen = rng.integers(seeds, size=seeds)
-        drawn.append(np.mean([auroc(margins[s, columns], agrees[s, columns]) for s in chosen]))
-    mean = float(np.mean([auroc(m, a) for m, a in zip(margins, agrees, strict=True)]))
-    return {
-        "auroc": {"mean": round(mean, 4), "interval": [round(float(b), 4) for b in np.quantile(drawn, (0.025, 0.975))]}
-    }
+    images = resampled(margins.shape[1])
+    return estimate_of_seeds(np.array([auroc(*each, images) for each in zip(margins, agrees, strict=True)]))
 
 
 def _reliability(margins: np.ndarray, agrees: np.ndarray, cost: np.ndarray, lost: np.ndarray) -> list[dict[str, float]]:

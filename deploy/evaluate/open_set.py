@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..bench.bootstrap import estimate_of_seeds, resampled
 from .charts import OTHERS
-from .experiment import Chart, Data, Experiment, Material, Shown, Table, auroc, told
+from .detection import auroc, fpr95
+from .experiment import Chart, Data, Experiment, Material, Shown, Table, told
 from .study import FULL, LookAtFM
 
 Score = Callable[[np.ndarray], np.ndarray]
 _FOLDS = 4
-_RESAMPLES = 200
 _HATCHES = ("", "///", "---")
 
 LEAST_LABELS = 3
@@ -83,22 +84,19 @@ def _margin(similarities: np.ndarray) -> np.ndarray:
 def _detection(answerers: Sequence[_Answerer], fm: LookAtFM) -> dict[str, Any]:
     """AUROC, and the share of samples of no label that pass where 95 % of the others do, of the answerers of all seeds: means
     over seeds and folds, with 95 % intervals over images and seeds, drawn together."""
-    rng, images, seeds = np.random.default_rng(0), len(fm.truth), np.arange(len(answerers))
-    drawn = [(np.arange(images), seeds)] + [
-        (rng.integers(images, size=images), rng.choice(seeds, len(seeds))) for _ in range(_RESAMPLES)
-    ]
-    scored = [_folds(answerer, fm) for answerer in answerers]
-    found = np.array(
-        [
-            np.mean([_measures(scores[rows], known[rows]) for seed in chosen for scores, known in scored[seed]], axis=0)
-            for rows, chosen in drawn
-        ]
-    )
-    bounds = np.nanquantile(found[1:], (0.025, 0.975), axis=0)
+    images, folds = resampled(len(fm.truth)), [_folds(answerer, fm) for answerer in answerers]
     return {
-        name: {"mean": round(float(found[0, i]), 4), "interval": [round(float(b), 4) for b in bounds[:, i]]}
-        for i, name in enumerate(("auroc", "fpr95"))
+        name: estimate_of_seeds(
+            np.array([np.mean([measure(scores, known, images) for scores, known in each], axis=0) for each in folds])
+        )
+        for name, measure in (("auroc", _auroc), ("fpr95", fpr95))
     }
+
+
+def _auroc(scores: np.ndarray, known: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """NaN where a draw has samples of one kind alone."""
+    both = (counts[:, known].any(axis=1)) & (counts[:, ~known].any(axis=1))
+    return np.where(both, auroc(scores, known, counts), np.nan)
 
 
 def _folds(answerer: _Answerer, fm: LookAtFM) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -107,13 +105,6 @@ def _folds(answerer: _Answerer, fm: LookAtFM) -> list[tuple[np.ndarray, np.ndarr
     folds = min(_FOLDS, len(labels))
     hidden = [np.arange(len(labels)) % folds == fold for fold in range(folds)]
     return [(answerer(~out), ~np.isin(fm.truth, labels[out])) for out in hidden]
-
-
-def _measures(scores: np.ndarray, known: np.ndarray) -> tuple[float, float]:
-    """AUROC and FPR at 95 %; NaN where a draw has samples of one kind alone."""
-    if known.all() or not known.any():
-        return np.nan, np.nan
-    return auroc(scores, known), float((scores[~known] >= np.quantile(scores[known], 0.05)).mean())
 
 
 def show(data: Data) -> Shown:

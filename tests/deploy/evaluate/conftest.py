@@ -91,7 +91,7 @@ def material() -> Material:
         cloud=CloudProfile(source="a test", foundation_model="none", batches=(cost,)),
         links=[LINK],
         traffic=Traffic(),
-        samples=300,
+        samples=2 * IMAGES,
         rivals=[rival()] * SEEDS,
         stages=stages,
     )
