@@ -126,9 +126,13 @@ def _both(pattern: Pattern, form: Form, separators: torch.Tensor | None = None) 
 def bench_attention(tokens: Sequence[int], repeats: int, console: Console, place: Place = CPU) -> dict[str, Any]:
     """Median ms of forward, and of forward and backward, over interleaved repeats; peak extra memory of a forward pass."""
     rows = []
-    for count in tokens:
-        with console.status(f"{count} tokens ..."):
-            rows += _timed(count, repeats, place, console)
+    gc.freeze()  # what is there already would be looked through before every measurement
+    try:
+        for count in tokens:
+            with console.status(f"{count} tokens ..."):
+                rows += _timed(count, repeats, place, console)
+    finally:
+        gc.unfreeze()
     with console.status("Memory ..."):
         memory = _memory(min(_MEMORY_TOKENS, max(tokens)), place)
     result = {

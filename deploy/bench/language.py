@@ -7,7 +7,6 @@ others run what those bits mean, in float32 or bfloat16.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ from ...models.attention.pattern import Pattern
 from ...models.language.decoder import Decoder, Precision
 from ...models.language.weights import Checkpoint, names, open_checkpoint
 from ..demo_results import describe_environment
+from ..processes import loaded
 from .high_water import lowered, risen_mib
 
 PROMPT, NEW, BATCH = 512, 32, 4
@@ -218,7 +218,7 @@ def _timed(runs: dict[str, Run], prompt: list[int], repeats: int, dtype: Precisi
 
 
 def _load(weights: Path, system: str, dtype: Precision) -> dict[str, Any]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one:
+    with ProcessPoolExecutor(1, loaded()) as one:
         seconds, mib = one.submit(_loaded, weights, system, dtype).result()
     return {"system": system, "dtype": dtype, "load_s": round(seconds, 2), "peak_mib": round(mib)}
 

@@ -29,7 +29,7 @@ _PICTURES = 32
 _SETTLED = 0.25
 
 
-def bench_memory(requests: int, keep: bool, seed: int, console: Console) -> dict[str, Any]:
+def bench_memory(requests: int, keep: bool, seed: int, console: Console, clients: int = CLIENTS) -> dict[str, Any]:
     """Resident memory against requests.
 
     Args:
@@ -51,14 +51,14 @@ def bench_memory(requests: int, keep: bool, seed: int, console: Console) -> dict
         answered = 0
         for number in track(range(SAMPLES), "Asking ...", console=console, transient=True):
             first = number * (requests // SAMPLES)
-            load = Load(images, CLIENTS, 0.0, requests=requests // SAMPLES, distinct_from=first if keep else None)
+            load = Load(images, clients, 0.0, requests=requests // SAMPLES, distinct_from=first if keep else None)
             done = process.submit(load_cloud, cloud.port, "bench", keep, load).result()
             answered += done.all_requests
             seconds += done.seconds
             points.append((answered, resident_mb(cloud.pid)))
     result = {
         "keep": keep,
-        "clients": CLIENTS,
+        "clients": clients,
         "requests": answered,
         "seconds": round(seconds, 1),
         "resident_mb": [[count, round(memory, 1)] for count, memory in points],

@@ -30,7 +30,7 @@ def test_every_rival_answers_and_says_the_same_labels():
 
 
 def test_the_memory_is_sampled_along_the_way():
-    result = bench_memory(3 * SAMPLES, keep=False, seed=0, console=Console(quiet=True))
+    result = bench_memory(3 * SAMPLES, keep=False, seed=0, console=Console(quiet=True), clients=4)
     counts = [count for count, _ in result["resident_mb"]]
     assert len(counts) == SAMPLES and counts == sorted(counts) and counts[-1] == result["requests"] >= 3 * SAMPLES
     assert all(memory > 100 for _, memory in result["resident_mb"])
