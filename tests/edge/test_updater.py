@@ -286,6 +286,7 @@ def test_the_device_s_rollback_holds_until_a_newer_version_and_is_reported(updat
 SWAPS = """
 import json, os, sys
 from pathlib import Path
+from edgefm.edge import swap_test
 from edgefm.edge.cloud_client import CloudClient
 from edgefm.edge.config import AgentConfig
 from edgefm.edge.local_state import LocalState
@@ -293,6 +294,7 @@ from edgefm.edge.swap_test import RecentAnswers
 from edgefm.edge.updater import Updater
 from edgefm.models.versions import StudentManifest
 
+swap_test._TIMED_RUNS = 1  # twenty runs of a student before each swap would be half of the time
 root, target = Path(sys.argv[1]), "127.0.0.1:1"
 versions = [StudentManifest.from_json(Path(path).read_bytes()) for path in sys.argv[2:]]
 config = AgentConfig(cloud=target, environment="updates", state_dir=root, connect_timeout_s=0.1, threads=1)
