@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+_LOOK_S = 0.2
 
 
 @contextmanager
@@ -29,3 +34,14 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def result_of(future: Future[T]) -> T:
+    """The future's result, waited for in the main thread with open ears.
+
+    The system may give a signal to another thread of the process, or to this one in the moment before it waits; neither ends
+    the wait for a lock, and Python runs handlers in the main thread alone.
+    """
+    while not future.done():
+        wait((future,), _LOOK_S)
+    return future.result()

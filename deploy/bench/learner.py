@@ -41,6 +41,7 @@ from ...models.versions import sha256_hex
 from ..conditions import under
 from ..demo_results import describe_environment
 from ..processes import loaded
+from ..signals import result_of
 from .bootstrap import interval
 
 EVIDENCE = 1000
@@ -182,7 +183,7 @@ def every_core(console: Console) -> Iterator[Callable[..., Iterator[Any]]]:
 
     def each(measure: Callable[..., _Result], arguments: Sequence[tuple[Any, ...]]) -> Iterator[_Result]:
         pending = [pool.submit(measure, *some) for some in arguments]  # now, and not when the first result is asked for
-        return (future.result() for future in pending)
+        return (result_of(future) for future in pending)
 
     try:
         with console.status("Learning ..."):

@@ -94,7 +94,7 @@ def agent(
     from ...edge.video import LiveVideo
     from ...models.errors import CloudError, InputError
     from ..device import with_selected_student
-    from ..signals import stopped_by_signals
+    from ..signals import result_of, stopped_by_signals
 
     flags = {
         "cloud": cloud,
@@ -140,7 +140,7 @@ def agent(
         # The run has a thread of its own: a handler interrupts the main thread, which then holds none of the run's locks.
         worker = opened.enter_context(ThreadPoolExecutor(1, "run"))
         with stopped_by_signals(stop) as received:
-            worker.submit(running.run, itertools.islice(frames, limit), sink).result()
+            result_of(worker.submit(running.run, itertools.islice(frames, limit), sink))
             opened.close()
             summary = running.summary.as_dict()
             for part in (frames, broker):

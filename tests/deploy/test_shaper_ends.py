@@ -139,7 +139,6 @@ def test_shaper_thread_carries_counts_and_closes() -> None:
 
         server = threading.Thread(target=serve)
         server.start()
-        threads_before = threading.active_count()
         shaper = LinkShaper(HOST, HOST, listener.getsockname()[1], FAST, FAST, 15.0)
         with ShaperThread(shaper) as link:
             with socket.create_connection((HOST, link.port), timeout=5) as client:
@@ -154,7 +153,7 @@ def test_shaper_thread_carries_counts_and_closes() -> None:
                 with suppress(ConnectionResetError):
                     assert late.recv(1) == b""
         link.close()
-        assert threading.active_count() < threads_before
+        assert not link._thread.is_alive()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((HOST, link.port), timeout=5)
 

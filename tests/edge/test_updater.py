@@ -297,7 +297,9 @@ from edgefm.models.versions import StudentManifest
 swap_test._TIMED_RUNS = 1  # twenty runs of a student before each swap would be half of the time
 root, target = Path(sys.argv[1]), "127.0.0.1:1"
 versions = [StudentManifest.from_json(Path(path).read_bytes()) for path in sys.argv[2:]]
-config = AgentConfig(cloud=target, environment="updates", state_dir=root, connect_timeout_s=0.1, threads=1)
+config = AgentConfig(
+    cloud=target, environment="updates", state_dir=root, connect_timeout_s=0.1, threads=1, slower_than=1000.0
+)
 client = CloudClient(target, "device", "updates", 1000)
 updater = Updater(client, LocalState(root, "updates"), config, RecentAnswers())
 running = updater.begin()
