@@ -24,7 +24,8 @@ Network = Literal["none", "pointwise", "convolution"]
 
 _HIDDEN = 32
 _LEAST = 1e-2
-BLOCK = 128
+_BLOCK = {"cpu": 128, "cuda": 1024}
+"""Queries at once. On a CPU a block's scores should stay in the caches; a GPU wants fewer and larger kernels."""
 
 
 class DistanceBias(nn.Module):
@@ -53,16 +54,23 @@ class DistanceBias(nn.Module):
 
     def forward(self, here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """Args: positions, (TQ,) of queries and (TK,) of keys. Keys behind a query count as distance 0."""
+        if self.kind != "fire":
+            return self._of_distance(here, there)
         far = (here[:, None] - there[None, :]).clamp(min=0)
-        if self.kind == "alibi":
-            return -self.slopes[:, None, None] * far
-        if self.kind == "kerple":
-            p, a = self.p.clamp(min=_LEAST)[:, None, None], self.a.clamp(min=_LEAST)[:, None, None]
-            return -p * torch.log(1 + a * far)
         c = self.c.abs() + 1e-6
         whole = torch.log(1 + c * torch.maximum(here.to(self.length.dtype), self.length.abs()))
         share = torch.log(1 + c * far) / (whole[:, None] + 1e-6)
         return self.network(share[..., None]).permute(2, 0, 1)
+
+    def _of_distance(self, here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        """Biases of the distance alone: each of the TQ + TK - 1 distances of consecutive positions once, laid out along diagonals."""
+        first, last = here[0] - there[-1], here[-1] - there[0]
+        far = torch.arange(int(first), int(last) + 1, device=here.device).clamp(min=0)
+        if self.kind == "alibi":
+            biases = -self.slopes[:, None] * far
+        else:
+            biases = -self.p.clamp(min=_LEAST)[:, None] * torch.log(1 + self.a.clamp(min=_LEAST)[:, None] * far)
+        return biases.unfold(1, len(there), 1).flip(2)
 
 
 class Dape(nn.Module):
@@ -84,7 +92,7 @@ class Dape(nn.Module):
             if network == "none"
             else nn.Sequential(
                 nn.Conv2d(2 * heads, _HIDDEN, kernel, padding=(0, self.reach)),
-                nn.LeakyReLU(),
+                nn.LeakyReLU(inplace=True),
                 nn.Conv2d(_HIDDEN, heads, kernel, padding=(0, self.reach)),
             )
         )
@@ -99,7 +107,7 @@ class Dape(nn.Module):
         if self.network is None:
             return a + b
         seen = torch.cat((a, b), dim=1)
-        if self.cut:
+        if self.cut and self.reach:  # without a convolution what stands behind a query touches nothing else
             seen = torch.where(there[None, :] <= here[:, None], seen, 0)
         # A key more, so that the second convolution sees for the last key what it sees for every other: the paper's zero padding
         # there would make a score depend on how many keys follow.
@@ -114,13 +122,14 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> 
     return torch.softmax(x, dim=-1) @ repeated(v, q.shape[1])
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape, block: int = BLOCK) -> torch.Tensor:
-    """The same by blocks of queries: (H, T, T) scores never exist at once, forward or backward.
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape, block: int | None = None) -> torch.Tensor:
+    """The same by blocks of queries, of a size that suits the device: (H, T, T) scores never exist at once, forward or backward.
 
     A block of queries takes the keys up to its last query: the halo that the convolution reaches behind it is cut to 0, as the
     padding is. Differentiable; blocks are computed again in the backward pass.
     """
     queries, keys = q.shape[2], k.shape[2]
+    block = block or _BLOCK.get(q.device.type, _BLOCK["cpu"])
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *dape.parameters()))
     done = []
     for start in range(0, queries, block):
