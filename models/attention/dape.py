@@ -63,7 +63,7 @@ class DistanceBias(nn.Module):
         return self.network(share[..., None]).permute(2, 0, 1)
 
     def _of_distance(self, here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-        """Biases of the distance alone: each of the TQ + TK - 1 distances of consecutive positions once, laid out along diagonals."""
+        """Biases of the distance alone: each of the TQ + TK - 1 distances of consecutive positions once, along diagonals."""
         first, last = here[0] - there[-1], here[-1] - there[0]
         far = torch.arange(int(first), int(last) + 1, device=here.device).clamp(min=0)
         if self.kind == "alibi":
