@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import secrets
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +49,30 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def cached_file(name: str, make: Callable[[], bytes]) -> Path:
-    """The cached file of that name, made once. The name must carry everything the content depends on."""
+    """The cached file of that name, made once: of processes that want it at once, one makes it and the others wait. The name
+    must carry everything the content depends on."""
     path = cache_dir() / name
     if not path.exists():
-        write_atomic(path, make())
+        with _alone(path.with_name(f".{name}.lock")):
+            if not path.exists():
+                write_atomic(path, make())
     return path
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Raises `StoreError` where there can be no such file."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise StoreError(f"cannot write {lock}: {disk_reason(error)}; set EDGEFM_CACHE to a folder of yours") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # who waits for it finds the file made, or makes it
 
 
 def cached_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -128,3 +130,32 @@ def test_arrays_are_made_once_and_a_damaged_file_is_named(tmp_path, monkeypatch)
         (tmp_path / "some.npz").write_bytes(damaged)
         with pytest.raises(ModelError, match=r"some\.npz is damaged .*; delete it"):
             cached_arrays("some.npz", make)
+
+
+def test_of_processes_that_want_it_at_once_one_makes_it(tmp_path):
+    code = (
+        "import os, sys, time\n"
+        "from edgefm.models.cache import cached_file\n"
+        "def make():\n"
+        "    print('making', flush=True)\n"
+        "    time.sleep(1)\n"
+        "    return b'made'\n"
+        "assert cached_file('some', make).read_bytes() == b'made'\n"
+    )
+    environment = {**os.environ, "EDGEFM_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0] and "".join(said) == "making\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["some"]
+
+
+def test_who_waited_makes_it_where_the_first_one_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEFM_CACHE", str(tmp_path))
+
+    def fail() -> bytes:
+        raise ModelError("no weights")
+
+    with pytest.raises(ModelError):
+        cached_file("some", fail)
+    assert cached_file("some", lambda: b"made").read_bytes() == b"made"
