@@ -53,6 +53,20 @@ def _handlers_kept() -> Iterator[None]:
     root.handlers[:], root.level = handlers, level
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _exported() -> None:
+    """What is exported once per machine takes a minute: not out of the patience of the first test that needs it."""
+    from edgefm.models.cache import cache_dir
+
+    if any(cache_dir().glob("minilm-*.onnx")):
+        return
+    from edgefm.models.foundation import load_foundation_model
+    from edgefm.models.student_graph import student_files, version0_head
+    from edgefm.models.students import PROFILES
+
+    student_files(PROFILES["lite0-64"], version0_head(PROFILES["lite0-64"], load_foundation_model("synclip")))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """`$EDGEFM_SHARED/data` with images and traces; tests that want it skip where it is absent."""
