@@ -151,11 +151,13 @@ class CloudServer:
     async def _language_engine(self) -> LanguageEngine | None:
         if self._config.language.model is None:
             return None
-        from .language.load import load_engine
 
-        engine = await asyncio.get_running_loop().run_in_executor(
-            None, load_engine, self._config.language, self._config.data_dir
-        )
+        def load() -> LanguageEngine:
+            from .language.load import load_engine  # takes seconds, as the model does
+
+            return load_engine(self._config.language, self._config.data_dir)
+
+        engine = await asyncio.get_running_loop().run_in_executor(None, load)
         engine.start()
         self._opened.push_async_callback(engine.close)
         return engine

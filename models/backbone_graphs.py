@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,4 +54,9 @@ def _exported(backbone: str, input_size: int, part: str, export: Callable[[], by
 
 
 def _digest(backbone: str) -> str:
-    return hashlib.sha256(weights_path(backbone).read_bytes()).hexdigest()[:12]
+    return _digest_of(weights_path(backbone))
+
+
+@cache
+def _digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

@@ -8,7 +8,7 @@ import os
 import secrets
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,22 +61,24 @@ def cached_file(name: str, make: Callable[[], bytes]) -> Path:
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Raises `StoreError` where there can be no such file."""
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
-    except OSError as error:
-        raise StoreError(f"cannot write {lock}: {disk_reason(error)}; set EDGEFM_CACHE to a folder of yours") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)  # who waits for it finds the file made, or makes it
+    """Saves work and no more: where the folder allows no lock, several make the same file, and each write is whole."""
+    with ExitStack() as opened:
+        with suppress(OSError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = opened.enter_context(lock.open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        lock.unlink(
+            missing_ok=True
+        )  # once the file is made, for who waits finds it; after a failure the next one tries
 
 
 def cached_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The same for arrays, in a file of numpy's. Raises `ModelError`: the file is damaged."""
+    """The same for arrays, in a file of numpy's.
+
+    Raises:
+        StoreError: the file cannot be read or written. ModelError: it is damaged.
+    """
 
     def pack() -> bytes:
         buffer = io.BytesIO()
@@ -85,7 +87,11 @@ def cached_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[
 
     path = cached_file(name, pack)
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {disk_reason(error)}") from error
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, OSError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} is damaged ({error}); delete it, it is made again") from error

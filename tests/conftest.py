@@ -55,11 +55,8 @@ def _handlers_kept() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _exported() -> None:
-    """What is exported once per machine takes a minute: not out of the patience of the first test that needs it."""
-    from edgefm.models.cache import cache_dir
-
-    if any(cache_dir().glob("minilm-*.onnx")):
-        return
+    """What is exported once per machine takes half a minute and more: not out of the patience of the first test that needs it.
+    Where all is there this takes a second."""
     from edgefm.models.foundation import load_foundation_model
     from edgefm.models.student_graph import student_files, version0_head
     from edgefm.models.students import PROFILES

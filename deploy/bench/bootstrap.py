@@ -10,14 +10,15 @@ import numpy as np
 _RESAMPLES = 2000
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def resampled(count: int, seed: int = 0) -> np.ndarray:
     """(1 + R, count) float32: how often each of `count` things is drawn when as many are drawn with replacement, R times over;
     the first row is all of them, once."""
-    drawn = np.random.default_rng(seed).integers(count, size=(_RESAMPLES, count))
-    drawn += count * np.arange(_RESAMPLES)[:, None]
-    times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-    return np.concatenate((np.ones((1, count)), times)).astype(np.float32)
+    rng, times = np.random.default_rng(seed), np.ones((1 + _RESAMPLES, count), np.float32)
+    for row in times[1:]:
+        row[:] = np.bincount(rng.integers(count, size=count), minlength=count)
+    times.setflags(write=False)
+    return times
 
 
 def interval(values: np.ndarray, over: np.ndarray | None = None) -> list[float]:

@@ -53,7 +53,7 @@ class DistanceBias(nn.Module):
             raise ConfigError(f"there is no bias {kind!r}; there are alibi, kerple, fire")
 
     def forward(self, here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-        """Args: positions, (TQ,) of queries and (TK,) of keys. Keys behind a query count as distance 0."""
+        """Args: consecutive positions, (TQ,) of queries and (TK,) of keys. Keys behind a query count as distance 0."""
         if self.kind != "fire":
             return self._of_distance(here, there)
         far = (here[:, None] - there[None, :]).clamp(min=0)
@@ -64,8 +64,8 @@ class DistanceBias(nn.Module):
 
     def _of_distance(self, here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """Biases of the distance alone: each of the TQ + TK - 1 distances of consecutive positions once, along diagonals."""
-        first, last = here[0] - there[-1], here[-1] - there[0]
-        far = torch.arange(int(first), int(last) + 1, device=here.device).clamp(min=0)
+        steps = torch.arange(1 - len(there), len(here), device=here.device)
+        far = (steps + (here[0] - there[0])).clamp(min=0)  # no number leaves a GPU for it
         if self.kind == "alibi":
             biases = -self.slopes[:, None] * far
         else:
@@ -101,7 +101,8 @@ class Dape(nn.Module):
         """(B, H, TQ, TK) scores -> scores with positions in them.
 
         Args:
-            here, there: (TQ,), (TK,) positions of queries and keys; with a cache a query stands far behind the first key.
+            here, there: (TQ,), (TK,) consecutive positions of queries and of keys; with a cache a query stands far behind the
+                first key.
         """
         b = self.bias(here, there).to(a.dtype).expand_as(a)
         if self.network is None:
@@ -123,7 +124,7 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> 
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape, block: int | None = None) -> torch.Tensor:
-    """The same by blocks of queries, of a size that suits the device: (H, T, T) scores never exist at once, forward or backward.
+    """The same by blocks of queries, of a size that suits the device: (H, T, T) scores never exist at once beyond one block.
 
     A block of queries takes the keys up to its last query: the halo that the convolution reaches behind it is cut to 0, as the
     padding is. Differentiable; blocks are computed again in the backward pass.

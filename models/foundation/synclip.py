@@ -65,7 +65,7 @@ class SynClip:
         self._rows = rows - rows.mean(axis=0)
         self.dim = rows.shape[1]
         self._text = TextTower()
-        known = cached_arrays(f"minilm-imagenet-{self._text.digest}-timm{version('timm')}.npz", self._embed_names)
+        known = cached_arrays(f"imagenet-synonyms-{self._text.name}-timm{version('timm')}.npz", self._embed_names)
         self._names: list[str] = known["names"].tolist()
         self._class_of, self._name_embeddings = known["classes"], known["embeddings"]  # (N,), (N, 384)
         # Embedding labels and warning of them follow each other and need the same comparison.

