@@ -68,9 +68,8 @@ def _alone(lock: Path) -> Iterator[None]:
             file = opened.enter_context(lock.open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-        lock.unlink(
-            missing_ok=True
-        )  # once the file is made, for who waits finds it; after a failure the next one tries
+        with suppress(OSError):
+            lock.unlink()  # once the file is made: who waits finds it; after a failure the next one tries
 
 
 def cached_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Building students: version 0, and the ONNX graph with its weights beside it. Needs onnx, and torch for a trained tail."""
+"""Building students: version 0, and the ONNX graph with its weights beside it. Needs onnx."""
 
 from __future__ import annotations
 
@@ -97,22 +97,6 @@ def tail_to_bytes(profile: StudentProfile, tail: Tail) -> bytes:
     weights = dict(tail.named_parameters())
     layout = _backbone(profile.backbone, profile.input_size).tail_layout
     return b"".join(weights[name].detach().numpy().astype("<f2").tobytes() for name, _ in layout)
-
-
-def tail_from_bytes(profile: StudentProfile, data: bytes) -> Tail:
-    """Reads what `tail_to_bytes` wrote."""
-    import torch
-
-    from .backbones import Tail
-
-    tail, flat, start = Tail(profile.backbone), np.frombuffer(data, "<f2").astype(np.float32), 0
-    weights = dict(tail.named_parameters())
-    with torch.no_grad():
-        for name, shape in _backbone(profile.backbone, profile.input_size).tail_layout:
-            size = int(np.prod(shape))
-            weights[name].copy_(torch.from_numpy(flat[start : start + size].reshape(shape)))
-            start += size
-    return tail.eval()
 
 
 def _external(name: str, dims: list[int], file: str, offset: int, length: int) -> TensorProto:

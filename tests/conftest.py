@@ -93,6 +93,26 @@ def smollm2():
 
 
 @pytest.fixture(scope="session")
+def read_tail():
+    """Reads what `tail_to_bytes` wrote."""
+    import torch
+    from edgefm.models.backbones import Tail
+    from edgefm.models.student_graph import _backbone
+
+    def read(profile, data: bytes) -> Tail:
+        tail, flat, start = Tail(profile.backbone), np.frombuffer(data, "<f2").astype(np.float32), 0
+        weights = dict(tail.named_parameters())
+        with torch.no_grad():
+            for name, shape in _backbone(profile.backbone, profile.input_size).tail_layout:
+                size = int(np.prod(shape))
+                weights[name].copy_(torch.from_numpy(flat[start : start + size].reshape(shape)))
+                start += size
+        return tail.eval()
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def make_picture() -> Callable[[int], Image.Image]:
     """Seeded pictures of coloured blocks: cheap, distinct, and not noise, so that JPEG keeps them."""
 
@@ -186,7 +206,7 @@ class ForkServer:
             assert self._server.stdout is not None and self._server.stdout.readline() == b"ready\n"
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._address)
-        request = json.dumps({"arguments": arguments, "cwd": str(cwd)}).encode()
+        request = json.dumps({"arguments": arguments, "cwd": str(cwd), "environment": dict(os.environ)}).encode()
         socket.send_fds(connection, [request], [stdout.fileno(), stderr.fileno()])
         return Forked(connection)
 
@@ -204,14 +224,13 @@ _LOADED = (
 
 @pytest.fixture(scope="session")
 def start_process(tmp_path_factory) -> Iterator[Callable[..., Process]]:
-    """Starts `edgefm` with arguments as a process of its own, from a fork server: but for a process that is to have an
-    environment of its own."""
-    environment = {**os.environ, "PYTEST_CURRENT_TEST": ""}
-    server = ForkServer(tmp_path_factory.mktemp("forks"), _LOADED)
+    """Starts `edgefm` with arguments as a process of its own, from a fork server: but where PYTHONPATH has changed, which a new
+    interpreter alone reads."""
+    path, server = os.environ.get("PYTHONPATH"), ForkServer(tmp_path_factory.mktemp("forks"), _LOADED)
 
     def start(*arguments: str | Path, stdout: IO[Any], stderr: IO[Any], cwd: Path | None = None) -> Process:
         command, cwd = list(map(str, arguments)), cwd or Path.cwd()
-        if {**os.environ, "PYTEST_CURRENT_TEST": ""} != environment:
+        if os.environ.get("PYTHONPATH") != path:
             whole = [sys.executable, "-X", "faulthandler", "-m", "edgefm.deploy.cli", *command]
             return subprocess.Popen(whole, stdout=stdout, stderr=stderr, cwd=cwd)
         return server.start(command, cwd, stdout, stderr)

@@ -1,14 +1,15 @@
 """Starts `edgefm` commands as processes of their own, forked from this one, which has loaded what they import: a start takes a
 tenth of a second instead of ten. It computes nothing and starts no thread itself.
 
-On every connection comes one JSON line with arguments and folder, and the descriptors of stdout and stderr; back go the
-process's number and, once it has ended, its return code as `subprocess` tells it.
+On every connection comes one JSON line with arguments, folder and environment, and the descriptors of stdout and stderr; back
+go the process's number and, once it has ended, its return code as `subprocess` tells it.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -73,6 +74,9 @@ def _become(request: dict, out: int, err: int) -> list[str]:
     os.dup2(out, 1)
     os.dup2(err, 2)
     os.close(out), os.close(err)
+    faulthandler.enable()
+    os.environ.clear()
+    os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     return request["arguments"]
 

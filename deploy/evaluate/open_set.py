@@ -95,7 +95,7 @@ def _detection(answerers: Sequence[_Answerer], fm: LookAtFM) -> dict[str, Any]:
 
 def _auroc(scores: np.ndarray, known: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """NaN where a draw has samples of one kind alone."""
-    both = (counts[:, known].any(axis=1)) & (counts[:, ~known].any(axis=1))
+    both = counts[:, known].any(axis=1) & counts[:, ~known].any(axis=1)
     return np.where(both, auroc(scores, known, counts), np.nan)
 
 

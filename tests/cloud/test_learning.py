@@ -23,7 +23,7 @@ from edgefm.models.backbones import Tail
 from edgefm.models.confidence import Confidence
 from edgefm.models.head import Head
 from edgefm.models.pool import LabelPool, normalise
-from edgefm.models.student_graph import tail_from_bytes, tail_to_bytes
+from edgefm.models.student_graph import tail_to_bytes
 from edgefm.models.students import PROFILES
 
 FEATURES, DIM, LABELS = 24, 10, 6
@@ -159,7 +159,7 @@ def full_loss(tail: Tail, head: Head, small, config: CustomizationConfig) -> flo
     return float(config.lambda_mse * np.square(embeddings - targets).sum(axis=1).mean() + cross_entropy.mean())
 
 
-def test_training_the_tail_lowers_the_loss_and_repeats_for_a_seed(small):
+def test_training_the_tail_lowers_the_loss_and_repeats_for_a_seed(small, read_tail):
     views, targets, pool, head = small
     config, before = CustomizationConfig(epochs=3, learning_rate=1e-3), head.to_bytes()
 
@@ -174,7 +174,7 @@ def test_training_the_tail_lowers_the_loss_and_repeats_for_a_seed(small):
     assert first == second != third and trained.to_bytes() == again[1].to_bytes() != other[1].to_bytes()
     assert head.to_bytes() == before  # the start is not trained in place
     assert not torch.are_deterministic_algorithms_enabled()  # the child process's business, not the function's
-    stored = tail_from_bytes(profile, first)  # what is judged is what is stored
+    stored = read_tail(profile, first)  # what is judged is what is stored
     assert np.array_equal(embed_with(stored, trained, views[:, 0]), embed_with(tail, trained, views[:, 0]))
 
 

@@ -23,7 +23,6 @@ from edgefm.models.student_graph import (
     FEATURES,
     int8_files,
     student_files,
-    tail_from_bytes,
     tail_to_bytes,
     version0_head,
 )
@@ -112,7 +111,7 @@ def test_only_the_head_s_file_differs_between_versions(synclip, tmp_path, make_p
 
 
 @torch.inference_mode()
-def test_a_trained_tail_is_two_files_away(tmp_path, make_picture):
+def test_a_trained_tail_is_two_files_away(tmp_path, make_picture, read_tail):
     """Trunk activations through a changed tail and a head: torch, and the old graph with the new files beside it."""
     profile, head = PROFILES["lite0-64"], _random_head(PROFILES["lite0-64"], 32)
     tail, files = Tail(profile.backbone), student_files(profile, head)
@@ -122,7 +121,7 @@ def test_a_trained_tail_is_two_files_away(tmp_path, make_picture):
         parameter += (0.05 * parameter.std() * torch.randn(parameter.shape, generator=generator)).nan_to_num()
         parameter.copy_(parameter.half().float())
     data = tail_to_bytes(profile, tail)
-    read = tail_from_bytes(profile, data)
+    read = read_tail(profile, data)
     assert tail_to_bytes(profile, read) == data != files[TAIL_FILE]
     batch = profile.preprocess.batch([make_picture(seed) for seed in range(3)])
     activations = OnnxModel(trunk_graph(profile.backbone, profile.input_size))(batch)
