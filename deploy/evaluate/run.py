@@ -48,7 +48,7 @@ class Size:
 
 
 FULL_SIZE = Size((100, 200, 400, 800, 1600), 1000, 500, 3, 4000, (200, 400), 60)
-QUICK_SIZE = Size((200,), 150, 120, 3, 600, (100,), 20)
+QUICK_SIZE = Size((200,), 100, 100, 3, 600, (100,), 20)
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,12 @@ def _costs(options: EvaluateOptions, names: set[str], size: Size, console: Conso
     profile = None if options.device_profile is None else DeviceProfile.load(options.device_profile)
     cloud = None if options.cloud_profile is None else CloudProfile.load(options.cloud_profile)
     device = None if profile is None else student_timing(profile, options.student)
-    model, stages = load_foundation_model("synclip"), None
     if profile is not None and names & _CONTESTS:
         _fm_cost(profile)
+    students = profile
+    if profile is None and "students" in names:  # first: it warns where the machine has been busy
+        students = profile_here(size.profiled_frames, console)
+    model, stages = load_foundation_model("synclip"), None
     with console.status("Measuring student and FM on this machine ..."):
         if cloud is None or device is None:
             stream = Stream.open(options.data[0], _PROFILED_IMAGES)
@@ -162,9 +165,7 @@ def _costs(options: EvaluateOptions, names: set[str], size: Size, console: Conso
             stages = measure_stages(model, [frame.encoded for frame in place.stream[:_PROFILED_IMAGES]], place)
             if profile is not None:  # the device's figures, and not this machine's
                 stages = stages.slower(_fm_cost(profile) / stages.whole_ms)
-    if profile is None and "students" in names:
-        profile = profile_here(size.profiled_frames, console)
-    return _Costs(device, cloud, profile, stages)
+    return _Costs(device, cloud, students, stages)
 
 
 def _fm_cost(profile: DeviceProfile) -> float:
