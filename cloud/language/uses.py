@@ -86,7 +86,11 @@ def rank_messages_without(candidates: Sequence[str]) -> list[Message]:
 
 
 def ranking(
-    fm: Mapping[str, float], told: Mapping[str, float], untold: Mapping[str, float], tokens: Mapping[str, int]
+    fm: Mapping[str, float],
+    told: Mapping[str, float],
+    untold: Mapping[str, float],
+    tokens: Mapping[str, int],
+    weight: float = PRIOR_WEIGHT,
 ) -> list[Ranked]:
     """Likeliest first.
 
@@ -94,8 +98,9 @@ def ranking(
         fm: log-probabilities of the labels by the FM.
         told, untold: log-probabilities of the labels' words by the language model, with and without the place; per token their
             difference is what the place says, so that a long label does not count for more.
+        weight: of what the place says against what the FM saw.
     """
-    joint = np.array([fm[label] + PRIOR_WEIGHT * (told[label] - untold[label]) / tokens[label] for label in fm])
+    joint = np.array([fm[label] + weight * (told[label] - untold[label]) / tokens[label] for label in fm])
     p = np.exp(joint - joint.max())
     p /= p.sum()
     found = [Ranked(label, float(share), float(np.exp(fm[label]))) for label, share in zip(fm, p, strict=True)]

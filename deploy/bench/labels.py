@@ -51,6 +51,7 @@ class Scored:
 
     @classmethod
     def open(cls, path: Path, model: FoundationModel) -> Scored:
+        """Raises InputError: no image is to be read below `val/`."""
         frames = list(readable(open_source(path, "val/")))
         truth = np.array([PurePosixPath(frame.sample_id).parts[-2] for frame in frames], dtype=object)
         parts = [frames[start : start + _BATCH] for start in range(0, len(frames), _BATCH)]

@@ -1,14 +1,17 @@
 """`edgefm bench ranking`: what the language model adds to the FM on the samples that the FM is least sure of.
 
-A place shows some labels more often than others: samples are drawn with weights 1, 1/2, 1/3, ... over its labels in random order.
-The FM answers some of them, which is what the model is told of the place; of the others, those with the smallest margins are
-ranked anew. Beside the model stands what counting those answers does without one. Ground truth weighs the draw and scores.
+A place shows some of its labels more often than others: of one label all images, of the next half of them, then a third, and
+so on, in an order that every seed draws anew; none of them twice. Half of what is shown has been there before; the FM's answers
+to it are what the model is told of the place. Of the other half, the samples with the smallest margins are ranked anew. Beside
+the model stands what counting those answers does without one. Ground truth chooses what a place shows, and scores.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from ...models.foundation import FoundationModel, build_pool, load_foundation_mo
 from ...models.language.decoder import Decoder
 from ...models.language.tokenizer import Message, TextTokenizer, tokenizer_of
 from ...models.language.weights import open_checkpoint
-from ...models.pool import LabelPool
+from ...models.pool import LabelPool, Recognition
 from ..demo_results import describe_environment
 from .bootstrap import interval
 from .labels import Scored
@@ -31,96 +34,119 @@ from .labels import Scored
 CANDIDATES = 5
 UNSURE = 0.25
 """Share of a place's samples that are ranked anew."""
+WEIGHTS = (0.25, 0.5, 1.0, 2.0)
+"""Of what the model says of the place, scored for comparison; the product's is `uses.PRIOR_WEIGHT`."""
 
 
-def bench_ranking(data: Sequence[Path], weights: Path, samples: int, seeds: int, console: Console) -> dict[str, Any]:
-    """Shares of unsure samples answered right, `samples` a place and seed, with 95 % intervals of the differences."""
+def bench_ranking(data: Sequence[Path], weights: Path, labels: int, seeds: int, console: Console) -> dict[str, Any]:
+    """Shares of unsure samples answered right, with 95 % intervals of the differences over seeds and images.
+
+    Args:
+        labels: of a place; where the data has more, every seed draws that many.
+
+    Raises:
+        InputError: a data set has no images below `val/<label>/`.
+    """
     model, checkpoint = load_foundation_model("synclip"), open_checkpoint(weights)
     tokenizer = tokenizer_of(checkpoint)
     machine = DecoderMachine(Decoder(checkpoint, "quantised"), tokenizer.ends)
     rows = []
     for path in data:
-        place = Scored.open(path, model)
-        right = [_right(model, place, machine, tokenizer, samples, seed, console) for seed in range(seeds)]
-        together = {name: np.stack([each[name] for each in right]) for name in right[0]}  # (seeds, samples)
-        row: dict[str, Any] = {"data": place.name, "samples": samples}
-        for name, hits in together.items():
-            row[name] = {"right": round(float(hits.mean()), 3)}
-            if name != "FM":
-                gain = hits - together["FM"]
-                row[name] |= {"gain": round(float(gain.mean()), 3), "gain_interval": interval(gain)}
-        rows.append(row)
-        console.print(", ".join(f"{name} {row[name]['right']:.3f}" for name in together) + f" ({place.name})")
+        data_set = Scored.open(path, model)
+        by_seed = []
+        for seed in range(seeds):
+            place = Place.draw(data_set, model, labels, seed)
+            told = f"{place.name}, seed {seed}"
+            by_seed.append(
+                [(row, _right(place, row, machine, tokenizer)) for row in track(place.unsure, told, console=console)]
+            )
+        rows.append({"data": data_set.name} | _row(by_seed, len(data_set.truth)))
+        ways = ((name, way["right"]) for name, way in rows[-1].items() if isinstance(way, dict))
+        console.print(f"{data_set.name}: " + ", ".join(f"{name} {share:.3f}" for name, share in ways))
     return {
         "language_model": weights.name,
         "candidates": CANDIDATES,
         "unsure": UNSURE,
+        "labels": labels,
         "seeds": seeds,
         "rows": rows,
         "environment": describe_environment(0),
     }
 
 
-def _right(
-    model: FoundationModel,
-    place: Scored,
-    machine: DecoderMachine,
-    tokenizer: TextTokenizer,
-    samples: int,
-    seed: int,
-    console: Console,
-) -> dict[str, np.ndarray]:
-    """(samples,) 1 where each way is right."""
-    random = np.random.default_rng(seed)
-    labels = sorted(set(place.truth))
-    pool = build_pool(model, labels)
-    weights = dict(zip(random.permutation(labels), 1 / np.arange(1, len(labels) + 1), strict=True))
-    order = random.permutation(len(place.truth))
-    earlier, later = order[: len(order) // 2], order[len(order) // 2 :]
-    found = pool.recognise(place.embeddings, CANDIDATES)
-    answers = pool.answers(found)
-    recent = [answers[i] for i in _drawn(random, earlier, place, weights, RECENT)]
-    unsure = later[np.argsort(found.margins[later])[: max(int(UNSURE * len(later)), 1)]]
-    hits: dict[str, list[bool]] = {"FM": [], "FM and counts": [], "FM and language model": []}
-    for i in track(_drawn(random, unsure, place, weights, samples), f"{place.name}, seed {seed}", console=console):
-        candidates = {labels[index]: float(x) for index, x in zip(found.indices[i], found.similarities[i], strict=True)}
-        fm = uses.fm_log_probabilities(pool, candidates)
-        for name, best in (
-            ("FM", max(fm, key=lambda label: fm[label])),
-            ("FM and counts", _counted(fm, recent)),
-            ("FM and language model", _ranked(machine, tokenizer, pool, Path(place.name).stem, recent, fm)),
-        ):
-            hits[name].append(best == place.truth[i])
-    return {name: np.array(each, np.float64) for name, each in hits.items()}
+@dataclass(frozen=True)
+class Place:
+    """What one seed shows of a data set.
+
+    Attributes:
+        found: of the M images of the data set.
+        recent: the FM's answers to the earlier half of what is shown, oldest first.
+        unsure: rows of the later half that are ranked anew.
+    """
+
+    name: str
+    truth: np.ndarray  # (M,) str
+    pool: LabelPool
+    found: Recognition
+    recent: list[str]
+    unsure: np.ndarray
+
+    @classmethod
+    def draw(cls, data: Scored, model: FoundationModel, count: int, seed: int) -> Place:
+        random = np.random.default_rng(seed)
+        labels = random.permutation(sorted(set(data.truth)))[:count].tolist()
+        pool = build_pool(model, sorted(labels))
+        found = pool.recognise(data.embeddings, CANDIDATES)
+        shares = {label: 1 / (n + 1) for n, label in enumerate(labels)}
+        shown = random.permutation(len(data.truth))
+        shown = shown[[random.random() < shares.get(label, 0.0) for label in data.truth[shown]]]
+        earlier, later = shown[: len(shown) // 2], shown[len(shown) // 2 :]
+        answers = pool.answers(found)
+        unsure = later[np.argsort(found.margins[later])[: math.ceil(UNSURE * len(later))]]
+        return cls(Path(data.name).stem, data.truth, pool, found, [answers[row] for row in earlier[-RECENT:]], unsure)
 
 
-def _drawn(
-    random: np.random.Generator, among: np.ndarray, place: Scored, weights: dict[str, float], count: int
-) -> np.ndarray:
-    p = np.array([weights[label] for label in place.truth[among]])
-    return random.choice(among, count, p=p / p.sum())
+def _right(place: Place, row: int, machine: DecoderMachine, tokenizer: TextTokenizer) -> dict[str, bool]:
+    """Of one image, whether each way is right."""
+    labels, found = place.pool.labels, place.found
+    candidates = {labels[i]: float(x) for i, x in zip(found.indices[row], found.similarities[row], strict=True)}
+    fm = uses.fm_log_probabilities(place.pool, candidates)
+    tokens = {label: len(tokenizer.encode(f" {label}")) for label in fm}
+
+    def scores(messages: Sequence[Message]) -> dict[str, float]:
+        prompt = [*tokenizer.chat(messages), *tokenizer.encode(uses.BEGUN)]
+        return dict(zip(fm, machine.scores(prompt, 0, [tokenizer.encode(f" {label}") for label in fm]), strict=True))
+
+    told = scores(uses.rank_messages(place.name, place.recent, place.pool.descriptions, list(fm)))
+    untold = scores(uses.rank_messages_without(list(fm)))
+    best = {"FM": max(fm, key=lambda label: fm[label]), "FM and counts": _counted(fm, place.recent)}
+    for weight in WEIGHTS:
+        best[f"FM and language model, {weight:g}"] = uses.ranking(fm, told, untold, tokens, weight)[0].label
+    return {name: label == place.truth[row] for name, label in best.items()}
+
+
+def _row(by_seed: Sequence[Sequence[tuple[int, dict[str, bool]]]], images: int) -> dict[str, Any]:
+    """Of every way what is right of what was ranked, and its gain over the FM alone."""
+    ranked = np.zeros((len(by_seed), images))
+    right = {name: np.zeros_like(ranked) for name in by_seed[0][0][1]}
+    for seed, some in enumerate(by_seed):
+        for row, hits in some:
+            ranked[seed, row] = 1.0
+            for name, hit in hits.items():
+                right[name][seed, row] = hit
+    result: dict[str, Any] = {"samples": int(ranked.sum())}
+    for name, hits in right.items():
+        result[name] = {"right": round(float(hits.sum() / ranked.sum()), 3)}
+        if name != "FM":
+            gain = hits - right["FM"]
+            result[name] |= {
+                "gain": round(float(gain.sum() / ranked.sum()), 3),
+                "gain_interval": interval(gain, ranked),
+            }
+    return result
 
 
 def _counted(fm: dict[str, float], recent: Sequence[str]) -> str:
     """The FM's likelihood and Laplace's estimate of how often each label comes."""
     counts = Counter(recent)
     return max(fm, key=lambda label: fm[label] + np.log(counts[label] + 1))
-
-
-def _ranked(
-    machine: DecoderMachine,
-    tokenizer: TextTokenizer,
-    pool: LabelPool,
-    place: str,
-    recent: Sequence[str],
-    fm: dict[str, float],
-) -> str:
-    def scores(messages: Sequence[Message]) -> dict[str, float]:
-        prompt = [*tokenizer.chat(messages), *tokenizer.encode(uses.BEGUN)]
-        found = machine.scores(prompt, 0, [tokenizer.encode(f" {label}") for label in fm])
-        return dict(zip(fm, found, strict=True))
-
-    told = scores(uses.rank_messages(place, recent, pool.descriptions, list(fm)))
-    untold = scores(uses.rank_messages_without(list(fm)))
-    tokens = {label: len(tokenizer.encode(f" {label}")) for label in fm}
-    return uses.ranking(fm, told, untold, tokens)[0].label

@@ -245,8 +245,10 @@ def labels(
 
 def ranking(
     data: Annotated[list[Path], typer.Option(help="Folders or tars laid out train/<label>/, val/<label>/.")],
-    samples: Annotated[int, typer.Option(help="Of each place and seed.", min=1)] = 60,
-    seeds: Annotated[int, typer.Option(help="Repeats, each with other samples.", min=1)] = 3,
+    labels: Annotated[
+        int, typer.Option(help="Of a place; where the data has more, every seed draws that many.", min=2)
+    ] = 20,
+    seeds: Annotated[int, typer.Option(help="Repeats, each of another place.", min=1)] = 12,
     weights: Weights = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -257,7 +259,7 @@ def ranking(
         from rich.console import Console
 
         from ..bench.ranking import bench_ranking
-    _measured(lambda: bench_ranking(data, path, samples, seeds, Console()), json_file)
+    _measured(lambda: bench_ranking(data, path, labels, seeds, Console()), json_file)
 
 
 def scheduling(
