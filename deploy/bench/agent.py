@@ -210,8 +210,9 @@ def _median(values: np.ndarray) -> float:
 def _table(result: dict[str, Any]) -> Table:
     frame = result["frame"]
     table = Table(title=f"JPEG {frame['width']}x{frame['height']}, median milliseconds", box=SIMPLE_HEAD)
-    for heading in ("student", "decode", "prepare", "session", "overhead", "p95", "share", "by the edge"):
-        table.add_column(heading, justify="left" if heading == "student" else "right")
+    for heading in ("student", "decode", "prepare", "session", "overhead", "p95", "share", "on edge"):
+        left = heading == "student"
+        table.add_column(heading, justify="left" if left else "right", no_wrap=left)
     for row in result["students"]:
         parts = ("decode_ms", "preprocess_ms", "session_ms", "overhead_ms")
         cells = [*(f"{row[part]['p50']:.3f}" for part in parts), f"{row['overhead_ms']['p95']:.3f}"]

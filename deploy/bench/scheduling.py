@@ -46,10 +46,12 @@ of cases and within 100 in 81 %; the paper's repository states 62, 59 % and 81 %
 PROMPT = 64
 """Tokens of a recorded request's prompt, which is not recorded."""
 LIVE_MOST = 192
+LIVE_REPEATS = 3
+"""Of every policy, in turn: the machine's speed wanders more than the policies differ."""
 ENDLESS = 10**9
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _STEP_CONTEXT = 128
-_STEPS = 5
+_STEPS, _ROUNDS = 3, 5
 
 
 @dataclass(frozen=True)
@@ -165,22 +167,23 @@ def replayed(lengths: np.ndarray, predicted: np.ndarray, policy: Policy, times: 
 
 
 def step_times(decoder: Decoder) -> StepTimes:
-    """Measured: medians of steps at `_STEP_CONTEXT` tokens of context."""
+    """Measured: medians of steps at `_STEP_CONTEXT` tokens of context, the numbers of sequences in turn."""
     tokens = torch.arange(100, 100 + _STEP_CONTEXT)
-    began = time.perf_counter()
-    first = decoder.begin()
-    decoder.prefill(first, tokens)
-    read_s = (time.perf_counter() - began) / _STEP_CONTEXT
-    seconds = []
-    for batch in BATCHES:
-        states = [first.fork() for _ in range(batch)]
-        taken = []
-        for _ in range(_STEPS):
-            began = time.perf_counter()
-            decoder.step(states, [100] * batch)
-            taken.append(time.perf_counter() - began)
-        seconds.append(float(np.median(taken)))
-    return StepTimes(BATCHES, tuple(seconds), read_s)
+    read: list[float] = []
+    stepped: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+    for _ in range(_ROUNDS):
+        first = decoder.begin()
+        began = time.perf_counter()
+        decoder.prefill(first, tokens)
+        read.append((time.perf_counter() - began) / _STEP_CONTEXT)
+        for batch in BATCHES:
+            states = [first.fork() for _ in range(batch)]
+            for _ in range(_STEPS):
+                began = time.perf_counter()
+                decoder.step(states, [100] * batch)
+                stepped[batch].append(time.perf_counter() - began)
+    seconds = tuple(float(np.median(taken)) for taken in stepped.values())
+    return StepTimes(BATCHES, seconds, float(np.median(read)))
 
 
 # ---- live
@@ -257,22 +260,39 @@ def _live(
     with console.status("Asking how long the answers will be ..."):
         own, asking_s = guessed(machine, tokenizer, asked, LIVE_MOST)
     with console.status("Static batches ..."):
-        answers, seconds, median_s = answered(machine, StaticBatches(), asked, most[:count], LIVE_MOST)
+        answers, _, _ = answered(machine, StaticBatches(), asked, most[:count], LIVE_MOST)
     lengths = [len(tokens) for tokens in answers]
-    rows = [_live_row(f"static batches of {BATCH}", "none", count, seconds, median_s, 1.0, seconds)]
-    for name, predictor, predicted, extra, policy in (
+    systems = (
+        (f"static batches of {BATCH}", "none", most[:count], 0.0, StaticBatches),
         ("sequence scheduling", "true lengths", lengths, 0.0, SequenceScheduling),
         ("sequence scheduling", "learned", expected, 0.0, SequenceScheduling),
         ("sequence scheduling", "asked", own, asking_s, SequenceScheduling),
         (f"continuous batching, {BATCH} places", "learned", expected, 0.0, ContinuousBatching),
-    ):
-        with console.status(f"{name}, {predictor} ..."):
-            found, taken, median_s = answered(machine, policy(), asked, predicted, LIVE_MOST)
-        same = float(np.mean([a == b for a, b in zip(found, answers, strict=True)]))
-        rows.append(_live_row(name, predictor, count, taken + extra, median_s + extra, same, seconds))
+    )
+    taken = np.empty((LIVE_REPEATS, len(systems), 2))  # seconds for all, and until half were done
+    same = np.empty((LIVE_REPEATS, len(systems)))
+    for repeat in range(LIVE_REPEATS):
+        for place, (name, predictor, predicted, extra, policy) in enumerate(systems):
+            with console.status(f"{name}, {predictor}: {repeat + 1} of {LIVE_REPEATS} ..."):
+                found, seconds, median_s = answered(machine, policy(), asked, predicted, LIVE_MOST)
+            taken[repeat, place] = seconds + extra, median_s + extra
+            same[repeat, place] = np.mean([a == b for a, b in zip(found, answers, strict=True)])
+    rows = [
+        {
+            "system": name,
+            "lengths": predictor,
+            "requests_per_s": round(count / np.median(taken[:, place, 0]), 3),
+            "of_static": round(float(np.median(taken[:, 0, 0] / taken[:, place, 0])), 2),
+            "of_static_runs": (taken[:, 0, 0] / taken[:, place, 0]).round(2).tolist(),
+            "median_s": round(float(np.median(taken[:, place, 1])), 1),
+            "same_answers": round(float(same[:, place].mean()), 3),
+        }
+        for place, (name, predictor, *_) in enumerate(systems)
+    ]
     return {
         "questions": count,
         "history": history,
+        "repeats": LIVE_REPEATS,
         "most_tokens": LIVE_MOST,
         "mean_tokens": round(float(np.mean(lengths)), 1),
         "rows": rows,
@@ -282,19 +302,6 @@ def _live(
             "median of the history": judged([round(float(np.median([len(x) for x in before])))] * count, lengths),
         },
         "asking_s": round(asking_s, 1),
-    }
-
-
-def _live_row(
-    name: str, predictor: str, count: int, seconds: float, median_s: float, same: float, static_s: float
-) -> dict[str, Any]:
-    return {
-        "system": name,
-        "lengths": predictor,
-        "requests_per_s": round(count / seconds, 3),
-        "of_static": round(static_s / seconds, 2),
-        "median_s": round(median_s, 1),
-        "same_answers": round(same, 3),
     }
 
 

@@ -143,7 +143,7 @@ def show(data: Data) -> Shown:
             (
                 f"{row['link']}: {row['objective']}",
                 f"{row['mean_ms']:.1f}",
-                f"{row['predicted_ms']:.1f} ({_off(row):+.0%})",
+                f"{row['predicted_ms']:.1f} ({_off_text(row, 0)})",
                 f"{row['edge_share']:.0%}",
                 f"{row['accuracy']:.3f}",
                 *(
@@ -186,7 +186,11 @@ def show(data: Data) -> Shown:
         [
             (
                 f"{mbit:g} Mbit/s",
-                *(f"{row['mean_ms']:.1f} ({_off(row):+.1%})" for row in data["constant"] if row["mbit_per_s"] == mbit),
+                *(
+                    f"{row['mean_ms']:.1f} ({_off_text(row, 1)})"
+                    for row in data["constant"]
+                    if row["mbit_per_s"] == mbit
+                ),
             )
             for mbit in dict.fromkeys(row["mbit_per_s"] for row in data["constant"])
         ],
@@ -197,6 +201,11 @@ def show(data: Data) -> Shown:
 
 def _off(row: Data) -> float:
     return row["predicted_ms"] / row["mean_ms"] - 1
+
+
+def _off_text(row: Data, digits: int) -> str:
+    """In per cent; never -0."""
+    return f"{round(100 * _off(row), digits) + 0.0:+.{digits}f}%"
 
 
 def _why(row: Data) -> str:

@@ -180,7 +180,9 @@ def system_estimates(versions: Sequence[Version]) -> dict[str, Any]:
 
 
 def told(value: Data, factor: float = 1.0, digits: int = 3, sign: bool = False) -> str:
-    """An estimate as text: mean and interval."""
+    """An estimate as text: mean and interval, none of them -0."""
     form = f"{{:{'+' if sign else ''}.{digits}f}}"
-    low, high = (form.format(factor * bound) for bound in value["interval"])
-    return f"{form.format(factor * value['mean'])} [{low}, {high}]"
+    mean, low, high = (
+        form.format(round(factor * number, digits) + 0.0) for number in (value["mean"], *value["interval"])
+    )
+    return f"{mean} [{low}, {high}]"

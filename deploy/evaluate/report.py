@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -61,7 +62,10 @@ def _shown(name: str, result: Result) -> dict[str, Shown]:
 _STYLE = """\
   h2 small { font-weight: 400; color: #555; font-size: .8em; }
   .objective { color: #444; margin: .3rem 0; }
+  .interval { white-space: nowrap; }
+  @media print { table { font-size: 7.8pt; } th, td { padding: .18rem .35rem; } .interval { font-size: .9em; } }
 """
+_INTERVAL = re.compile(r"\[[^\[\]]*, [^\[\]]*\]")
 
 
 def html(results: Mapping[str, Result], shown: Mapping[str, Mapping[str, Shown]]) -> str:
@@ -95,12 +99,16 @@ def _table(table: Table) -> str:
     body = "".join(
         "<tr>"
         + f"<th scope='row'>{escape(row[0])}</th>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "".join(f"<td>{_INTERVAL.sub(_whole, escape(cell))}</td>" for cell in row[1:])
         + "</tr>"
         for row in table.rows
     )
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
     return f"<div class='wide'><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _whole(interval: re.Match[str]) -> str:
+    return f"<span class='interval'>{interval[0]}</span>"
 
 
 def _setup(name: str, result: Result) -> Table:
