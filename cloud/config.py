@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -121,6 +122,8 @@ class LanguageConfig:
         cache_tokens: tokens whose keys and values are held for them together, at most.
         max_tokens: of one answer, at most.
         max_queue: requests that wait for a place, at most.
+        rank_weight: of the model's own opinion in a ranking, against the FM's log-probability; 0 does without. SmolLM2's makes
+            rankings worse (`edgefm bench ranking`); a larger model's may not.
     """
 
     model: Path | None = None
@@ -131,8 +134,11 @@ class LanguageConfig:
     cache_tokens: int = 16_384
     max_tokens: int = 1024
     max_queue: int = 256
+    rank_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.rank_weight < math.inf:
+            raise ConfigError(f"language: rank_weight must be 0 or more, got {self.rank_weight}")
         # A label's description is four requests of 48 tokens at once.
         for name, least in (("places", 1), ("cache_tokens", 1024), ("max_tokens", 64), ("max_queue", 8)):
             if getattr(self, name) < least:

@@ -132,7 +132,7 @@ class CloudServer:
             from .language.service import LanguageService
 
             names.append(LANGUAGE)
-            language_service = LanguageService(language, self.environments, recent, config.language.max_tokens)
+            language_service = LanguageService(language, self.environments, recent, config.language)
             language_rpc.add_LanguageServicer_to_server(language_service, server)
             metrics.watch_language(language)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

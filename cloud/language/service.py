@@ -15,6 +15,7 @@ from ...models.pool import UNKNOWN, check_labels
 from ...proto.limits import MAX_MESSAGES_PER_CALL, MAX_TEXT_LENGTH
 from ...proto.v1 import language_pb2 as pb
 from ...proto.v1 import language_pb2_grpc as rpc
+from ..config import LanguageConfig
 from ..environments import Environments
 from ..recent import RecentAnswers
 from ..status import environment_status
@@ -36,8 +37,11 @@ _ROLES: dict[int, str] = {
 class LanguageService(rpc.LanguageServicer):
     """See `proto/v1/language.proto` for what each call promises."""
 
-    def __init__(self, engine: LanguageEngine, environments: Environments, recent: RecentAnswers, most: int) -> None:
-        self._engine, self._environments, self._recent, self._most = engine, environments, recent, most
+    def __init__(
+        self, engine: LanguageEngine, environments: Environments, recent: RecentAnswers, config: LanguageConfig
+    ) -> None:
+        self._engine, self._environments, self._recent = engine, environments, recent
+        self._most, self._rank_weight = config.max_tokens, config.rank_weight
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:  # noqa: N802
         try:
@@ -83,14 +87,15 @@ class LanguageService(rpc.LanguageServicer):
             def left_ms() -> float:
                 return max((ends_at - time.perf_counter()) * 1e3, 1.0) if request.deadline_ms else 0.0
 
-            candidates = list(fm)
-            messages = uses.rank_messages(
-                request.environment, self._recent.of(request.environment), pool.descriptions, candidates
-            )
-            told = await self._scores(messages, candidates, left_ms())
-            untold = await self._scores(uses.rank_messages_without(candidates), candidates, left_ms())
-            tokens = {label: self._engine.count(f" {label}") for label in candidates}
-            ranking = uses.ranking(fm, told, untold, tokens)
+            candidates, recent = list(fm), self._recent.of(request.environment)
+            messages = uses.rank_messages(request.environment, recent, pool.descriptions, candidates)
+            evidence = [uses.frequencies(candidates, recent)]
+            if self._rank_weight:
+                told = await self._scores(messages, candidates, left_ms())
+                untold = await self._scores(uses.rank_messages_without(candidates), candidates, left_ms())
+                tokens = {label: self._engine.count(f" {label}") for label in candidates}
+                evidence.append(uses.opinion(told, untold, tokens, self._rank_weight))
+            ranking = uses.ranking(fm, *evidence)
             begun = f"{uses.BEGUN} {ranking[0].label}, because"
             asked, sampling = uses.reason_messages(messages), Sampling(min(REASON_TOKENS, self._most))
             words = await answer(self._engine, asked, sampling, "rank", owner, left_ms(), begun)

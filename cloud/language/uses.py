@@ -1,7 +1,8 @@
 """What the language model is asked, and what is made of its words: ranking what the FM is unsure of, and an operator's questions.
 
-Its own words decide nothing here: a ranking adds, to what the FM said, how much likelier the model finds a label once it has been
-told of the place than it found it before. What it then writes as a reason is its words, and no evidence.
+A ranking joins what the FM saw with how often the place shows each label, which needs no language model, and, where a weight asks
+for it, with how much likelier the model finds a label once it has been told of the place than it found it before. What the model
+then writes as a reason is its words, and no evidence.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from ...models.pool import UNKNOWN, LabelPool
 from ...proto.v1 import edgefm_pb2 as pb
 
 MOST_CANDIDATES = 20
-PRIOR_WEIGHT = 1.0
-"""Of what the place says against what the FM saw."""
 BEGUN = "It is a"
 
 _RANK = "You help a camera. You are told what it saw lately at a place, and name what it sees there now."
@@ -85,22 +84,28 @@ def rank_messages_without(candidates: Sequence[str]) -> list[Message]:
     return rank_messages("unknown", (), {}, candidates)
 
 
-def ranking(
-    fm: Mapping[str, float],
-    told: Mapping[str, float],
-    untold: Mapping[str, float],
-    tokens: Mapping[str, int],
-    weight: float = PRIOR_WEIGHT,
-) -> list[Ranked]:
-    """Likeliest first.
+def frequencies(candidates: Sequence[str], recent: Sequence[str]) -> dict[str, float]:
+    """Log of how often the place shows each candidate, but for a constant: counts of `recent` answers and one more (Laplace)."""
+    counts = Counter(recent)
+    return {label: float(np.log(counts[label] + 1)) for label in candidates}
+
+
+def opinion(
+    told: Mapping[str, float], untold: Mapping[str, float], tokens: Mapping[str, int], weight: float
+) -> dict[str, float]:
+    """What the language model adds to the log-probability of each label.
 
     Args:
-        fm: log-probabilities of the labels by the FM.
-        told, untold: log-probabilities of the labels' words by the language model, with and without the place; per token their
-            difference is what the place says, so that a long label does not count for more.
-        weight: of what the place says against what the FM saw.
+        told, untold: log-probabilities of the labels' words by the model, with and without the place; their difference counts per
+            token, so that a long label does not count for more.
+        weight: against the FM's log-probability.
     """
-    joint = np.array([fm[label] + weight * (told[label] - untold[label]) / tokens[label] for label in fm])
+    return {label: weight * (told[label] - untold[label]) / tokens[label] for label in told}
+
+
+def ranking(fm: Mapping[str, float], *evidence: Mapping[str, float]) -> list[Ranked]:
+    """Likeliest first, by the sum of the FM's log-probabilities of the labels and of all other evidence."""
+    joint = np.array([sum((some[label] for some in evidence), fm[label]) for label in fm])
     p = np.exp(joint - joint.max())
     p /= p.sum()
     found = [Ranked(label, float(share), float(np.exp(fm[label]))) for label, share in zip(fm, p, strict=True)]

@@ -2,14 +2,14 @@
 
 A place shows some of its labels more often than others: of one label all images, of the next half of them, then a third, and
 so on, in an order that every seed draws anew; none of them twice. Half of what is shown has been there before; the FM's answers
-to it are what the model is told of the place. Of the other half, the samples with the smallest margins are ranked anew. Beside
-the model stands what counting those answers does without one. Ground truth chooses what a place shows, and scores.
+to it are counted, and the model is told of them. Of the other half, the samples with the smallest margins are ranked anew: by
+the FM alone, with the counts, as the product does, and with the model's opinion beside them. Ground truth chooses what a place
+shows, and scores.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,8 @@ from .labels import Scored
 CANDIDATES = 5
 UNSURE = 0.25
 """Share of a place's samples that are ranked anew."""
-WEIGHTS = (0.25, 0.5, 1.0, 2.0)
-"""Of what the model says of the place, scored for comparison; the product's is `uses.PRIOR_WEIGHT`."""
+WEIGHTS = (0.1, 0.25, 0.5, 1.0)
+"""Of the model's opinion (`rank_weight` of the cloud's settings)."""
 
 
 def bench_ranking(data: Sequence[Path], weights: Path, labels: int, seeds: int, console: Console) -> dict[str, Any]:
@@ -119,10 +119,12 @@ def _right(place: Place, row: int, machine: DecoderMachine, tokenizer: TextToken
 
     told = scores(uses.rank_messages(place.name, place.recent, place.pool.descriptions, list(fm)))
     untold = scores(uses.rank_messages_without(list(fm)))
-    best = {"FM": max(fm, key=lambda label: fm[label]), "FM and counts": _counted(fm, place.recent)}
+    counts = uses.frequencies(list(fm), place.recent)
+    ways = {"FM": uses.ranking(fm), "FM and counts": uses.ranking(fm, counts)}
     for weight in WEIGHTS:
-        best[f"FM and language model, {weight:g}"] = uses.ranking(fm, told, untold, tokens, weight)[0].label
-    return {name: label == place.truth[row] for name, label in best.items()}
+        some = uses.ranking(fm, counts, uses.opinion(told, untold, tokens, weight))
+        ways[f"FM, counts and language model, {weight:g}"] = some
+    return {name: ranked[0].label == place.truth[row] for name, ranked in ways.items()}
 
 
 def _row(by_seed: Sequence[Sequence[tuple[int, dict[str, bool]]]], images: int) -> dict[str, Any]:
@@ -144,9 +146,3 @@ def _row(by_seed: Sequence[Sequence[tuple[int, dict[str, bool]]]], images: int) 
                 "gain_interval": interval(gain, ranked),
             }
     return result
-
-
-def _counted(fm: dict[str, float], recent: Sequence[str]) -> str:
-    """The FM's likelihood and Laplace's estimate of how often each label comes."""
-    counts = Counter(recent)
-    return max(fm, key=lambda label: fm[label] + np.log(counts[label] + 1))

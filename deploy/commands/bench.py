@@ -148,13 +148,13 @@ def agent(
 
 def service(
     clients: Annotated[str, typer.Option(help="Numbers of concurrent clients.")] = "1,8,64",
-    repeats: Annotated[int, typer.Option(help="How often all is measured; medians are reported.")] = 3,
-    seconds: Annotated[float, typer.Option(help="Of each measurement, after one second to warm up.")] = 6.0,
+    repeats: Annotated[int, typer.Option(help="How often all is measured; medians are reported.")] = 7,
+    seconds: Annotated[float, typer.Option(help="Of each measurement, after one second to warm up.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Which pictures are sent.")] = 0,
     fm: Annotated[str, typer.Option(help="The foundation model, as `edgefm cloud --fm` takes it.")] = "synclip",
     json_file: JsonFile = None,
 ) -> None:
-    """Requests a second and latency of the cloud, of LitServe with the same FM, and of the FM alone. About 7 minutes."""
+    """Requests a second and latency of the cloud, of LitServe with the same FM, and of the FM alone. About 9 minutes."""
     with extra("bench"):
         from rich.console import Console
 

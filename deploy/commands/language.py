@@ -46,7 +46,8 @@ def rank(
     deadline_ms: _Deadline = 0,
     cloud: CloudAddress = None,
 ) -> None:
-    """What the FM takes an image for, ranked anew by the language model; for samples that the FM is unsure of."""
+    """What the FM takes an image for, ranked anew by what the place shows often, with the language model's reason; for samples
+    that the FM is unsure of."""
     from ...edge.language import LanguageClient
     from ...models.errors import InputError
 

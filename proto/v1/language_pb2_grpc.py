@@ -74,8 +74,8 @@ class LanguageServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rank(self, request, context):
-        """Ranks the FM's candidates for a sample it is unsure of, by what it says of them, their descriptions and what was seen in
-        the environment lately.
+        """Ranks the FM's candidates for a sample it is unsure of, by what the FM says of them and what was seen in the environment
+        lately; the language model adds its opinion where the cloud's settings ask for it, and a reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,8 +41,8 @@ class LanguageStub:
     Describe: _grpc.UnaryUnaryMultiCallable[_language_pb2.DescribeRequest, _language_pb2.DescribeResponse]
     """What a label looks like, in a few short sentences. Nothing is stored: AddLabels of the EdgeFM service does that."""
     Rank: _grpc.UnaryUnaryMultiCallable[_language_pb2.RankRequest, _language_pb2.RankResponse]
-    """Ranks the FM's candidates for a sample it is unsure of, by what it says of them, their descriptions and what was seen in
-    the environment lately.
+    """Ranks the FM's candidates for a sample it is unsure of, by what the FM says of them and what was seen in the environment
+    lately; the language model adds its opinion where the cloud's settings ask for it, and a reason.
     """
     Ask: _grpc.UnaryStreamMultiCallable[_language_pb2.AskRequest, _language_pb2.GenerateResponse]
     """Answers an operator's question about an environment, from what the cloud knows of it."""
@@ -55,8 +55,8 @@ class LanguageAsyncStub(LanguageStub):
     Describe: _aio.UnaryUnaryMultiCallable[_language_pb2.DescribeRequest, _language_pb2.DescribeResponse]  # type: ignore[assignment]
     """What a label looks like, in a few short sentences. Nothing is stored: AddLabels of the EdgeFM service does that."""
     Rank: _aio.UnaryUnaryMultiCallable[_language_pb2.RankRequest, _language_pb2.RankResponse]  # type: ignore[assignment]
-    """Ranks the FM's candidates for a sample it is unsure of, by what it says of them, their descriptions and what was seen in
-    the environment lately.
+    """Ranks the FM's candidates for a sample it is unsure of, by what the FM says of them and what was seen in the environment
+    lately; the language model adds its opinion where the cloud's settings ask for it, and a reason.
     """
     Ask: _aio.UnaryStreamMultiCallable[_language_pb2.AskRequest, _language_pb2.GenerateResponse]  # type: ignore[assignment]
     """Answers an operator's question about an environment, from what the cloud knows of it."""
@@ -84,8 +84,8 @@ class LanguageServicer(metaclass=_abc_1.ABCMeta):
         request: _language_pb2.RankRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_language_pb2.RankResponse, _abc.Awaitable[_language_pb2.RankResponse]]:
-        """Ranks the FM's candidates for a sample it is unsure of, by what it says of them, their descriptions and what was seen in
-        the environment lately.
+        """Ranks the FM's candidates for a sample it is unsure of, by what the FM says of them and what was seen in the environment
+        lately; the language model adds its opinion where the cloud's settings ask for it, and a reason.
         """
 
     @_abc_1.abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from edgefm.cloud.config import CloudConfig, CustomizationConfig, DriftConfig
+from edgefm.cloud.config import CloudConfig, CustomizationConfig, DriftConfig, LanguageConfig
 from edgefm.models.errors import ConfigError
 
 
@@ -24,6 +24,9 @@ from edgefm.models.errors import ConfigError
         (DriftConfig, "tolerance", float("nan")),
         (DriftConfig, "least_shift", float("inf")),
         (DriftConfig, "tolerance", -0.5),
+        (LanguageConfig, "places", 0),
+        (LanguageConfig, "rank_weight", -0.1),
+        (LanguageConfig, "rank_weight", float("nan")),
         (CloudConfig, "port", 65_536),
         (CloudConfig, "metrics_port", -1),
     ],

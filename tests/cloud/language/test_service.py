@@ -20,18 +20,21 @@ from edgefm.proto.v1 import edgefm_pb2, language_pb2, language_pb2_grpc
 LABELS = ("cat", "rocket", "coffee mug")
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory, serve, folder: Path):
-    config = CloudConfig(
-        tmp_path_factory.mktemp("cloud"),
+def config_of(data: Path, folder: Path, **language) -> CloudConfig:
+    return CloudConfig(
+        data,
         port=0,
         metrics_port=0,
         labels=LABELS,
         student="lite0-64",
         customization=CustomizationConfig(first_at=1_000_000),
-        language=LanguageConfig(folder, "float32", places=2, max_queue=8, max_tokens=300),
+        language=LanguageConfig(folder, "float32", places=2, max_queue=8, max_tokens=300, **language),
     )
-    with serve(config) as served:
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, serve, folder: Path):
+    with serve(config_of(tmp_path_factory.mktemp("cloud"), folder)) as served:
         served.register("yard")
         yield served
 
@@ -80,6 +83,17 @@ def test_a_ranking_is_of_the_fms_candidates_and_unknown(client, make_picture):
         client.rank("attic", image)
     with pytest.raises(InputError, match="not a JPEG"):
         client.rank("yard", b"no image")
+
+
+def test_the_models_opinion_counts_where_it_is_asked_for(client, served, serve, folder: Path, tmp_path, make_picture):
+    image = encode_jpeg(make_picture(3))
+    with serve(config_of(tmp_path, folder, rank_weight=2.0)) as other:
+        other.register("yard")
+        with LanguageClient(f"127.0.0.1:{other.server.port}", "tester") as its_client:
+            with_opinion = {one.label: one for one in its_client.rank("yard", image).labels}
+    for one in client.rank("yard", image).labels:
+        assert with_opinion[one.label].fm_probability == pytest.approx(one.fm_probability, abs=1e-6)
+        assert with_opinion[one.label].probability != pytest.approx(one.probability, rel=1e-3)
 
 
 @pytest.mark.parametrize(

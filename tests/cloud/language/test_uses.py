@@ -20,15 +20,24 @@ def test_the_fms_share_of_each_candidate_with_unknown_at_the_floor():
         uses.fm_log_probabilities(POOL, {UNKNOWN: 0.9})
 
 
-def test_what_the_place_says_moves_a_ranking():
-    fm = {"cat": np.log(0.5), "big dog": np.log(0.4), UNKNOWN: np.log(0.1)}
-    untold, tokens = {"cat": -5.0, "big dog": -8.0, UNKNOWN: -6.0}, {"cat": 1, "big dog": 2, UNKNOWN: 1}
-    assert [one.label for one in uses.ranking(fm, untold, untold, tokens)] == ["cat", "big dog", UNKNOWN]
+def test_what_a_place_shows_often_moves_a_ranking():
+    fm = {"cat": np.log(0.5), "dog": np.log(0.4), UNKNOWN: np.log(0.1)}
+    assert [one.label for one in uses.ranking(fm)] == ["cat", "dog", UNKNOWN]
+    found = uses.ranking(fm, uses.frequencies(list(fm), ["dog", "dog", "owl", UNKNOWN]))
+    assert [one.label for one in found] == ["dog", "cat", UNKNOWN]
+    np.testing.assert_allclose([one.probability for one in found], np.array([0.4 * 3, 0.5, 0.1 * 2]) / 1.9)
+    np.testing.assert_allclose([one.fm_probability for one in found], [0.4, 0.5, 0.1])
+
+
+def test_the_models_opinion_moves_a_ranking_by_its_weight():
+    fm = {"cat": np.log(0.5), "big dog": np.log(0.4)}
+    untold, tokens = {"cat": -5.0, "big dog": -8.0}, {"cat": 1, "big dog": 2}
     told = untold | {"big dog": -6.0}  # a nat more for each of its two tokens
-    found = uses.ranking(fm, told, untold, tokens)
-    assert [one.label for one in found] == ["big dog", "cat", UNKNOWN]
-    assert found[0].probability / found[1].probability == pytest.approx(0.4 * np.e / 0.5)
-    assert sum(one.probability for one in found) == pytest.approx(1)
+    for weight, first in ((0.1, "cat"), (1.0, "big dog")):
+        found = uses.ranking(fm, uses.opinion(told, untold, tokens, weight))
+        assert found[0].label == first
+        shares = {one.label: one.probability for one in found}
+        assert shares["big dog"] / shares["cat"] == pytest.approx(0.8 * np.exp(weight))
 
 
 def test_labels_cannot_speak_for_another_role():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgefm.cloud.language import uses
 from edgefm.deploy.bench import ranking
 from edgefm.deploy.bench.labels import Scored
 from edgefm.deploy.weights import WEIGHTS
@@ -49,9 +48,8 @@ def test_every_way_is_scored_on_the_same_samples(tmp_path: Path, make_picture, s
             make_picture(10 * number + seed).save(tmp_path / "val" / label / f"{seed}.jpg")
     result = ranking.bench_ranking([tmp_path], WEIGHTS["smollm2"].path, 4, 2, Console(quiet=True))
     (row,) = result["rows"]
-    ways = {"FM", "FM and counts", *(f"FM and language model, {weight:g}" for weight in ranking.WEIGHTS)}
+    ways = {"FM", "FM and counts", *(f"FM, counts and language model, {weight:g}" for weight in ranking.WEIGHTS)}
     assert set(row) == {"data", "samples", *ways} and row["samples"] >= 2
-    assert uses.PRIOR_WEIGHT in ranking.WEIGHTS
     for way in ways - {"FM"}:
         assert row[way]["gain"] == pytest.approx(row[way]["right"] - row["FM"]["right"], abs=2e-3)
         assert row[way]["gain_interval"][0] <= row[way]["gain"] <= row[way]["gain_interval"][1]

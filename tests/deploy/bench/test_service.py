@@ -25,7 +25,11 @@ def test_every_rival_answers_and_says_the_same_labels():
         if row["clients"]:
             assert 0 < row["p50_ms"] <= row["p99_ms"] and row["client_cpu_ms"] > 0
             assert row["labels"] > 1  # different pictures got different answers
-    assert all(ratio > 0 for ratio in result["ratios"]["64x64"].values())
+    ratios = result["ratios"]["64x64"]
+    rate = {key: row["requests_per_s"] for key, row in rows.items()}
+    assert ratios["direct"] == pytest.approx(rate["edgefm", 4] / rate["direct", None], abs=1e-3)
+    assert ratios["litserve_1"] == pytest.approx(rate["edgefm", 1] / rate["litserve", 1], abs=1e-3)
+    assert all(ratio > 0 for ratio in ratios.values())
     assert result["environment"]["versions"]["litserve"]
 
 
