@@ -122,8 +122,8 @@ class LanguageConfig:
         cache_tokens: tokens whose keys and values are held for them together, at most.
         max_tokens: of one answer, at most.
         max_queue: requests that wait for a place, at most.
-        rank_weight: of the model's own opinion in a ranking, against the FM's log-probability; 0 does without. SmolLM2's makes
-            rankings worse (`edgefm bench ranking`); a larger model's may not.
+        rank_weight: of the model's own opinion in a ranking, against the FM's log-probability; 0 does without.
+            SmolLM2's was of no use (`edgefm bench ranking`); a larger model's may be.
     """
 
     model: Path | None = None

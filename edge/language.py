@@ -91,7 +91,8 @@ class LanguageClient:
         return tuple(self._call(self._stub.Describe, request).descriptions)
 
     def rank(self, environment: str, image: bytes, deadline_ms: int = 0) -> Ranking:
-        """What the FM and the language model together take an encoded image for. It is not kept."""
+        """What the FM takes an encoded image for, with what it answered there lately and, where the cloud's settings ask for it,
+        the language model's opinion. It is not kept."""
         asked = pb.RecognizeRequest(environment=environment, image=image, top_k=_TOP)
         found = self._call(self._recognised, asked)
         if found.HasField("error"):

@@ -1,8 +1,8 @@
 """What the language model is asked, and what is made of its words: ranking what the FM is unsure of, and an operator's questions.
 
-A ranking joins what the FM saw with how often the place shows each label, which needs no language model, and, where a weight asks
-for it, with how much likelier the model finds a label once it has been told of the place than it found it before. What the model
-then writes as a reason is its words, and no evidence.
+A ranking joins what the FM saw with how often it answered each label there lately, which needs no language model, and, where a
+weight asks for it, with how much likelier the model finds a label once it has been told of the place than it found it before.
+What the model then writes as a reason is its words, and no evidence.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def rank_messages_without(candidates: Sequence[str]) -> list[Message]:
 
 
 def frequencies(candidates: Sequence[str], recent: Sequence[str]) -> dict[str, float]:
-    """Log of how often the place shows each candidate, but for a constant: counts of `recent` answers and one more (Laplace)."""
+    """Log of how often each candidate comes, but for a constant: counts of `recent` answers and one more (Laplace)."""
     counts = Counter(recent)
     return {label: float(np.log(counts[label] + 1)) for label in candidates}
 

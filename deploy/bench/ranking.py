@@ -58,16 +58,19 @@ def bench_ranking(data: Sequence[Path], weights: Path, labels: int, seeds: int, 
             place = Place.draw(data_set, model, labels, seed)
             told = f"{place.name}, seed {seed}"
             by_seed.append(
-                [(row, _right(place, row, machine, tokenizer)) for row in track(place.unsure, told, console=console)]
+                [
+                    (row, _ranked_right(place, row, machine, tokenizer))
+                    for row in track(place.unsure, told, console=console)
+                ]
             )
-        rows.append({"data": data_set.name} | _row(by_seed, len(data_set.truth)))
+        drawn = min(labels, len(set(data_set.truth)))
+        rows.append({"data": data_set.name, "labels": drawn} | _row(by_seed, len(data_set.truth)))
         ways = ((name, way["right"]) for name, way in rows[-1].items() if isinstance(way, dict))
         console.print(f"{data_set.name}: " + ", ".join(f"{name} {share:.3f}" for name, share in ways))
     return {
         "language_model": weights.name,
         "candidates": CANDIDATES,
         "unsure": UNSURE,
-        "labels": labels,
         "seeds": seeds,
         "rows": rows,
         "environment": describe_environment(0),
@@ -106,7 +109,7 @@ class Place:
         return cls(Path(data.name).stem, data.truth, pool, found, [answers[row] for row in earlier[-RECENT:]], unsure)
 
 
-def _right(place: Place, row: int, machine: DecoderMachine, tokenizer: TextTokenizer) -> dict[str, bool]:
+def _ranked_right(place: Place, row: int, machine: DecoderMachine, tokenizer: TextTokenizer) -> dict[str, bool]:
     """Of one image, whether each way is right."""
     labels, found = place.pool.labels, place.found
     candidates = {labels[i]: float(x) for i, x in zip(found.indices[row], found.similarities[row], strict=True)}
@@ -128,7 +131,7 @@ def _right(place: Place, row: int, machine: DecoderMachine, tokenizer: TextToken
 
 
 def _row(by_seed: Sequence[Sequence[tuple[int, dict[str, bool]]]], images: int) -> dict[str, Any]:
-    """Of every way what is right of what was ranked, and its gain over the FM alone."""
+    """Of every way what is right of what was ranked, and its gains over the FM alone and over the counts."""
     ranked = np.zeros((len(by_seed), images))
     right = {name: np.zeros_like(ranked) for name in by_seed[0][0][1]}
     for seed, some in enumerate(by_seed):
@@ -136,13 +139,14 @@ def _row(by_seed: Sequence[Sequence[tuple[int, dict[str, bool]]]], images: int) 
             ranked[seed, row] = 1.0
             for name, hit in hits.items():
                 right[name][seed, row] = hit
+
+    def gain(name: str, more: np.ndarray) -> dict[str, Any]:
+        return {name: round(float(more.sum() / ranked.sum()), 3), f"{name}_interval": interval(more, ranked)}
+
     result: dict[str, Any] = {"samples": int(ranked.sum())}
     for name, hits in right.items():
         result[name] = {"right": round(float(hits.sum() / ranked.sum()), 3)}
         if name != "FM":
-            gain = hits - right["FM"]
-            result[name] |= {
-                "gain": round(float(gain.sum() / ranked.sum()), 3),
-                "gain_interval": interval(gain, ranked),
-            }
+            result[name] |= gain("gain", hits - right["FM"])
+            result[name] |= gain("over_counts", hits - right["FM and counts"])
     return result

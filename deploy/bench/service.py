@@ -233,16 +233,14 @@ def _ratios(
     """EdgeFM's figures over the others' of the same repeat, medians: the machine's speed wanders from one to the next. Below 1 is
     better for `p99_litserve`, above 1 elsewhere; the bare FM stands beside the most clients."""
 
-    def ratio(figure: str, rival: str, rival_clients: int | None, count: int, over: bool = True) -> float:
+    def ratio(figure: str, rival: str, rival_clients: int | None, count: int) -> float:
         pairs = zip(rows[picture, "edgefm", count], rows[picture, rival, rival_clients], strict=True)
-        found = float(np.median([ours[figure] / theirs[figure] for ours, theirs in pairs]))
-        return round(found if over else 1 / found, 3)
+        return round(float(np.median([ours[figure] / theirs[figure] for ours, theirs in pairs])), 3)
 
     most = max(clients)
     return {
         "direct": ratio("requests_per_s", "direct", None, most),
         "direct_beside": ratio("requests_per_s", "direct, beside", None, most),
-        "cpu_direct": ratio("server_cpu_ms", "direct", None, most, over=False),
         **{f"litserve_{count}": ratio("requests_per_s", "litserve", count, count) for count in clients},
         **{f"p99_litserve_{count}": ratio("p99_ms", "litserve", count, count) for count in clients},
     }

@@ -252,7 +252,7 @@ def ranking(
     weights: Weights = None,
     json_file: JsonFile = None,
 ) -> None:
-    """What the language model's ranking adds to the FM where the FM is least sure, beside counting what a place shows."""
+    """What counting a place's answers, and the language model's opinion, add to the FM where it is least sure."""
     check_sources(data)
     path = _chosen(weights)
     with extra("demo"):

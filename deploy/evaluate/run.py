@@ -151,9 +151,10 @@ def _costs(options: EvaluateOptions, names: set[str], size: Size, console: Conso
     device = None if profile is None else student_timing(profile, options.student)
     if profile is not None and names & _CONTESTS:
         _fm_cost(profile)
-    students = profile
-    if profile is None and "students" in names:  # first: it warns where the machine has been busy
-        students = profile_here(size.profiled_frames, console)
+    every_student = profile
+    if profile is None and "students" in names:
+        # Before all else is measured: it warns where the machine has been busy.
+        every_student = profile_here(size.profiled_frames, console)
     model, stages = load_foundation_model("synclip"), None
     with console.status("Measuring student and FM on this machine ..."):
         if cloud is None or device is None:
@@ -165,7 +166,7 @@ def _costs(options: EvaluateOptions, names: set[str], size: Size, console: Conso
             stages = measure_stages(model, [frame.encoded for frame in place.stream[:_PROFILED_IMAGES]], place)
             if profile is not None:  # the device's figures, and not this machine's
                 stages = stages.slower(_fm_cost(profile) / stages.whole_ms)
-    return _Costs(device, cloud, students, stages)
+    return _Costs(device, cloud, every_student, stages)
 
 
 def _fm_cost(profile: DeviceProfile) -> float:

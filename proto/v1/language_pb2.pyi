@@ -274,7 +274,7 @@ class Ranked(_message.Message):
     FM_PROBABILITY_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     probability: _builtins.float
-    """with what the environment shows, and the language model's opinion"""
+    """with what came lately and, where asked for, the language model's opinion"""
     fm_probability: _builtins.float
     """the FM's, among these candidates"""
     def __init__(

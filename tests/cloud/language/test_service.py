@@ -85,15 +85,17 @@ def test_a_ranking_is_of_the_fms_candidates_and_unknown(client, make_picture):
         client.rank("yard", b"no image")
 
 
-def test_the_models_opinion_counts_where_it_is_asked_for(client, served, serve, folder: Path, tmp_path, make_picture):
-    image = encode_jpeg(make_picture(3))
-    with serve(config_of(tmp_path, folder, rank_weight=2.0)) as other:
-        other.register("yard")
-        with LanguageClient(f"127.0.0.1:{other.server.port}", "tester") as its_client:
-            with_opinion = {one.label: one for one in its_client.rank("yard", image).labels}
-    for one in client.rank("yard", image).labels:
-        assert with_opinion[one.label].fm_probability == pytest.approx(one.fm_probability, abs=1e-6)
-        assert with_opinion[one.label].probability != pytest.approx(one.probability, rel=1e-3)
+def test_the_models_opinion_counts_where_it_is_asked_for(serve, folder: Path, tmp_path, make_picture):
+    image, found = encode_jpeg(make_picture(3)), {}
+    for weight in (0.0, 2.0):
+        with serve(config_of(tmp_path / str(weight), folder, rank_weight=weight)) as served:
+            served.register("yard")
+            with LanguageClient(f"127.0.0.1:{served.server.port}", "tester") as client:
+                found[weight] = {one.label: one for one in client.rank("yard", image).labels}
+    for label, alone in found[0.0].items():
+        beside = found[2.0][label]
+        assert beside.fm_probability == pytest.approx(alone.fm_probability, abs=1e-6)
+        assert beside.probability != pytest.approx(alone.probability, rel=1e-3)
 
 
 @pytest.mark.parametrize(

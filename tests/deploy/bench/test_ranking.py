@@ -49,7 +49,9 @@ def test_every_way_is_scored_on_the_same_samples(tmp_path: Path, make_picture, s
     result = ranking.bench_ranking([tmp_path], WEIGHTS["smollm2"].path, 4, 2, Console(quiet=True))
     (row,) = result["rows"]
     ways = {"FM", "FM and counts", *(f"FM, counts and language model, {weight:g}" for weight in ranking.WEIGHTS)}
-    assert set(row) == {"data", "samples", *ways} and row["samples"] >= 2
+    assert set(row) == {"data", "labels", "samples", *ways} and row["labels"] == len(LABELS) and row["samples"] >= 2
     for way in ways - {"FM"}:
         assert row[way]["gain"] == pytest.approx(row[way]["right"] - row["FM"]["right"], abs=2e-3)
         assert row[way]["gain_interval"][0] <= row[way]["gain"] <= row[way]["gain_interval"][1]
+        over = row[way]["right"] - row["FM and counts"]["right"]
+        assert row[way]["over_counts"] == pytest.approx(over, abs=2e-3)
