@@ -286,6 +286,9 @@ class Updater:
             self._state.refusals.unpin()
 
     def _load_student(self, manifest: StudentManifest, fetch: Fetch) -> Student:
+        """Raises `ModelError`: it is not this environment's, or not fit; else as `LocalState.student_folder`."""
+        if manifest.environment != self._config.environment:
+            raise ModelError(f"it is of the environment {manifest.environment!r}, not {self._config.environment!r}")
         return Student(manifest, self._state.student_folder(manifest, fetch), self._config.threads)
 
     def _fetch(self, sha256: str, offset: int) -> Iterator[bytes]:

@@ -131,6 +131,16 @@ def recent(make_picture) -> Callable[[Running], RecentAnswers]:
     return label
 
 
+@pytest.mark.parametrize("environment", ["elsewhere", "../../elsewhere"])
+def test_a_student_of_another_environment_is_refused(updating, environment: str):
+    updater, running = updating()
+    current = running.student.manifest
+    updater._consider(current.model_copy(update={"version": 7, "environment": environment}), None)
+    (refused,) = updater.refused
+    assert refused.startswith(f"student version 7: damaged: it is of the environment {environment!r}, not 'updates'")
+    assert updater.take() is None and updater._state.last_good()[0] == current
+
+
 def test_what_is_not_fit_is_refused_for_its_reason_and_does_not_wedge_the_next(
     updating, cloud, offer, recent, failing_on, until
 ):
