@@ -184,8 +184,8 @@ def _plane(data: Data) -> Callable[[Figure], None]:
                 ax.plot(
                     *at, linestyle="", color=style["color"], marker=style["marker"], mec="#222222", ms=7, label=name
                 )
-                below = (6, -9) if number % 2 else (-2, 6)
-                ax.annotate(setting.removeprefix("bound "), at, xytext=below, textcoords="offset points", fontsize=6)
+                offset = (6, -9) if number % 2 else (-2, 6)
+                ax.annotate(setting.removeprefix("bound "), at, xytext=offset, textcoords="offset points", fontsize=6)
             ax.set_title(link, fontsize=9)
             ax.set_xlim(left=0)
             ax.set_xlabel("mean latency (ms)")
