@@ -125,8 +125,15 @@ class CloudClient:
         """Asks the FM; `done` is called once, from another thread, with the answer or a `CloudError`. Returns the id."""
         return self._queries.ask(image, propensity, done, keep, edge)
 
-    def register(self, labels: Sequence[str], student_profile: str, timeout_s: float) -> Registration:
-        """Introduces the device. Raises `CloudError`, or `InputError` when the cloud refuses a name, label or profile."""
+    def register(
+        self, labels: Sequence[str], student_profile: str, timeout_s: float, patience_s: float = 0.0
+    ) -> Registration:
+        """Introduces the device. Raises `CloudError`, or `InputError` when the cloud refuses a name, label or profile.
+
+        Args:
+            timeout_s: for the cloud to answer.
+            patience_s: beyond that, where the cloud has said a word within `timeout_s`: it may have to export a student.
+        """
         request = pb.RegisterRequest(
             protocol=PROTOCOL_VERSION,
             device_id=self._device_id,
@@ -136,9 +143,11 @@ class CloudClient:
         )
 
         def start(stub: rpc.EdgeFMStub) -> grpc.CallFuture[pb.RegisterResponse]:
-            return stub.Register.future(request, timeout=timeout_s, wait_for_ready=True)
+            return stub.Register.future(request, timeout=timeout_s + patience_s, wait_for_ready=True)
 
         try:
+            if patience_s:
+                self._hear(timeout_s)
             with self._lasting.begin(self._main, start) as call:
                 response = call.result()
         except grpc.FutureCancelledError as error:  # interrupted, or the channel was rebuilt
@@ -154,6 +163,17 @@ class CloudClient:
         except ModelError as error:
             raise CloudError(f"registration: the cloud's answer makes no sense: {error}") from error
         return Registration(manifest, pool, response.foundation_model, tuple(response.warnings))
+
+    def _hear(self, timeout_s: float) -> None:
+        """Waits for a word of the cloud, be it an error. Raises grpc's errors where none comes."""
+        nothing = pb.ReportRequest(device_id=self._device_id, environment=self._environment)
+
+        def start(stub: rpc.EdgeFMStub) -> grpc.CallFuture[pb.ReportResponse]:
+            return stub.Report.future(nothing, timeout=timeout_s, wait_for_ready=True)
+
+        with self._lasting.begin(self._main, start) as call:
+            if call.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
+                call.result()
 
     def upload(
         self, samples: Iterable[tuple[bytes, float]], timeout_s: float, wait_for_ready: bool = False

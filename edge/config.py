@@ -75,7 +75,8 @@ class AgentConfig:
             accurate one that fits `device_profile` (and then `threads` is the profile's too).
         device_profile: JSON file of this device, see `edgefm.models.device_profile`.
         deadline_ms: a cloud query's one deadline; past it the edge's own answer is given.
-        connect_timeout_s: how long registration may take before the agent starts from its state_dir.
+        connect_timeout_s: how long registration may take before the agent starts from its state_dir; an agent with nothing
+            there waits longer for a cloud that is there.
         fps: frames taken from the source per second; 0 takes them as fast as they are answered.
         max_pending: cloud queries on their way at once, at most.
         threads: of the student; 0 takes all cores.

@@ -184,6 +184,11 @@ class LocalState:
         """
         return _read(self._environment, "")
 
+    @property
+    def has_student(self) -> bool:
+        """There is a last good one, sound or damaged."""
+        return (self._environment / "student.json").exists()
+
     def previous(self) -> tuple[StudentManifest, BlobRef] | None:
         """What ran before the last good student, or None. Raises `ModelError` when the state is damaged."""
         return _read(self._environment, "previous-")

@@ -21,6 +21,8 @@ from .swap_test import RecentAnswers, SwapTest
 
 log = logging.getLogger("edgefm.edge.updater")
 STALL_TIMEOUT_S = 30.0
+EXPORT_PATIENCE_S = 300.0
+"""That a cloud may take for a registration: it exports the first student of an environment, on a slow machine for a minute."""
 _CLOSE_TIMEOUT_S = 10.0
 _PROGRESS_S = 30.0
 """A watch that lasted so long, or brought bytes, was no failure."""
@@ -74,7 +76,8 @@ class Updater:
         """
         config = self._config
         try:
-            registration = self._register(config.labels)
+            patience_s = 0.0 if self._state.has_student else EXPORT_PATIENCE_S
+            registration = self._register(config.labels, patience_s)
         except CloudError as error:
             running = self._load_last_good()
             if running is None:
@@ -188,7 +191,7 @@ class Updater:
                 if not self._registered:
                     assert self._latest is not None, "begin() comes before start()"
                     # A cloud that has lost its data gets the labels from here.
-                    registration = self._register(self._latest.pool.labels)
+                    registration = self._register(self._latest.pool.labels, EXPORT_PATIENCE_S)
                     self._consider(registration.student, registration.pool)
                 self._report()
                 for change in self._client.watch():
@@ -206,9 +209,9 @@ class Updater:
             self._registered = False
             self._stop.wait(self._backoff.next_s())
 
-    def _register(self, labels: tuple[str, ...]) -> Registration:
+    def _register(self, labels: tuple[str, ...], patience_s: float) -> Registration:
         config = self._config
-        registration = self._client.register(labels, config.student, config.connect_timeout_s)
+        registration = self._client.register(labels, config.student, config.connect_timeout_s, patience_s)
         for warning in registration.warnings:
             log.warning("event=label_warning text=%s", warning)
         log.info(

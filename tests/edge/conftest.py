@@ -128,6 +128,7 @@ class ScriptedCloud(rpc.EdgeFMServicer):
     Attributes:
         answer: to a query.
         upload: to an upload, given its requests so far; may abort the call.
+        register: to a registration; may take its time.
         seen: every message, in order of arrival.
     """
 
@@ -138,6 +139,7 @@ class ScriptedCloud(rpc.EdgeFMServicer):
         self.upload: Callable[[list[pb.UploadRequest], grpc.ServicerContext], pb.UploadResponse] = lambda requests, _: (
             pb.UploadResponse(acks=[pb.UploadAck(upload_id=r.upload_id) for r in requests])
         )
+        self.register: Callable[[grpc.ServicerContext], pb.RegisterResponse]
         self.seen: list[object] = []
         self.port = 0
         self.start()
@@ -153,6 +155,9 @@ class ScriptedCloud(rpc.EdgeFMServicer):
 
     def of(self, kind: type[M]) -> list[M]:
         return [message for message in self.seen if isinstance(message, kind)]
+
+    def Register(self, request, context):  # noqa: N802
+        return self.register(context)
 
     def Recognize(self, request_iterator, context):  # noqa: N802
         for request in request_iterator:

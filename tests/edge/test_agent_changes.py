@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from edgefm.cloud import environments
 from edgefm.edge.agent import Agent
 from edgefm.edge.frames import Frame
 from edgefm.edge.operator import Operator
@@ -233,6 +235,18 @@ def test_without_a_cloud_it_starts_from_what_ran_last(cloud, configure, frames, 
     check_complete(summary, answers, stream)
     assert {(answer.route, answer.bytes_sent > 0) for answer in answers} <= {("fallback", False), ("fallback", True)}
     assert {answer.pool_version for answer in answers} == {last[0].pool_version}
+
+
+def test_a_new_device_waits_for_a_cloud_that_exports_its_first_student(cloud, configure, frames, run, monkeypatch):
+    publish = environments.publish_version0
+
+    def slowly(*arguments):
+        time.sleep(4.0)
+        return publish(*arguments)
+
+    monkeypatch.setattr(environments, "publish_version0", slowly)
+    summary, _ = run(configure("cold", connect_timeout_s=2.0), frames(1))
+    assert summary.frames == 1
 
 
 def test_what_an_agent_could_not_hand_over_the_next_one_does(cloud, configure, frames, run, check_complete):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -16,8 +17,9 @@ from edgefm.edge.refusals import Refusal
 from edgefm.models.errors import CloudError, DeadlineError, InputError
 from edgefm.models.pool import LabelPool
 from edgefm.models.versions import BlobRef, sha256_hex
-from edgefm.proto.limits import MAX_IMAGE_BYTES
+from edgefm.proto.limits import MAX_IMAGE_BYTES, PROTOCOL_VERSION
 from edgefm.proto.v1 import edgefm_pb2 as pb
+from edgefm.proto.v1 import edgefm_pb2_grpc as rpc
 
 STALL_S = 10.0
 
@@ -242,6 +244,33 @@ def test_a_query_carries_what_the_student_said(client, scripted):
 def fail_with(code: pb.QueryError.Code, retry_after_ms: int = 0):
     error = pb.QueryError(code=code, message="not now", retry_after_ms=retry_after_ms)
     return lambda request: pb.RecognizeResponse(query_id=request.query_id, error=error)
+
+
+def test_a_cloud_that_is_there_may_work_on_a_registration(client, scripted, cloud):
+    done = threading.Event()
+
+    def slowly(context: grpc.ServicerContext) -> pb.RegisterResponse:
+        done.wait(20)
+        return hello
+
+    with grpc.insecure_channel(cloud.target) as channel:
+        request = pb.RegisterRequest(protocol=PROTOCOL_VERSION, device_id="d", environment="patient")
+        hello = rpc.EdgeFMStub(channel).Register(request, timeout=60)
+    scripted.register = slowly
+    with pytest.raises(DeadlineError, match="registration: the cloud did not answer in time"):
+        client.register((), "", 1.5)
+    threading.Timer(4.0, done.set).start()
+    assert client.register((), "", 2.0, 30.0).student.environment == "patient"
+
+
+def test_what_does_not_speak_is_not_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = CloudClient(f"127.0.0.1:{silent.getsockname()[1]}", "tester", "yard", 5000)
+        began = time.monotonic()
+        with pytest.raises(DeadlineError, match="registration: the cloud did not answer in time"):
+            client.register((), "", 0.5, 60.0)
+        client.close()
+    assert time.monotonic() - began < 30
 
 
 def test_an_overloaded_cloud_is_left_alone_as_long_as_it_asks(client, scripted, until):

@@ -120,7 +120,7 @@ def test_labels_and_an_agent_from_the_command_line(edgefm, start_cloud, make_bro
 
     assert labels("list").stdout.splitlines() == ["tabby cat", "dog"]
     config = tmp_path / "agent.toml"
-    config.write_text(f'[agent]\ncloud = "{cloud.target}"\nenvironment = "nowhere"\nfps = 50\nconnect_timeout_s = 60\n')
+    config.write_text(f'[agent]\ncloud = "{cloud.target}"\nenvironment = "nowhere"\nfps = 50\n')
     (image / "list.txt").write_text("1.jpg\ngone.jpg\n2.jpg\n3.jpg\na.jpg\n")
     source = [image / "list.txt", "--limit", "4"]
     ran = edgefm("agent", *source, "-c", config, "-e", "yard", "-o", "out/answers.jsonl", cwd=tmp_path)
