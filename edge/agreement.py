@@ -7,7 +7,8 @@ weighted by the inverse of each sample's propensity (the probability with which 
 on a few audits would make the estimate jump, so they only place the borders of strata of equal weight along the margin;
 within a stratum, where the margin hardly varies, samples count alike (post-stratification). On recorded streams this
 halves the spread of the chosen edge share against plain inverse weighting. Last, disagreement is made not to rise with
-the margin (pool adjacent violators).
+the margin (pool adjacent violators). What is left of an estimate's luck shows in its variance: a threshold chosen for reaching
+a target by the estimate alone is one whose estimate was lucky.
 """
 
 from __future__ import annotations
@@ -20,14 +21,23 @@ from .window import Window
 
 STRATA = 10
 _LOWER_ENDS = np.arange(STRATA) / STRATA
+_VARIANCE_OF_ONE = 0.25
+"""Of an estimate from a single piece, which says nothing of its spread: that of a coin."""
 
 
 class AgreementCurve:
-    """Disagreement with the FM as a non-increasing step function of the margin."""
+    """Disagreement with the FM as a non-increasing step function of the margin, of S steps.
 
-    def __init__(self, borders: np.ndarray, disagreement: np.ndarray) -> None:
-        self.borders = borders  # (S,) ascending lower borders
-        self.disagreement = disagreement  # (S,) in [-1, 1], non-increasing
+    Attributes, each (S,):
+        borders: ascending lower borders of the steps.
+        disagreement: in [-1, 1], falling.
+        variance: of each estimate; steps are estimated independently.
+    """
+
+    def __init__(self, borders: np.ndarray, disagreement: np.ndarray, variance: np.ndarray) -> None:
+        self.borders = borders
+        self.disagreement = disagreement
+        self.variance = variance
 
     @classmethod
     def fit(cls, margins: np.ndarray, agreements: np.ndarray, propensities: np.ndarray) -> AgreementCurve:
@@ -38,26 +48,41 @@ class AgreementCurve:
         starts = np.searchsorted(cumulative - weights / 2, cumulative[-1] * _LOWER_ENDS)
         # A border between equal margins would be none: it moves down to the first of them.
         starts = np.searchsorted(margins, margins[starts[starts < len(margins)]])
-        borders = sorted(set(starts.tolist()))
-        counts = [end - start for start, end in zip(borders, [*borders[1:], len(margins)], strict=True)]
-        return cls(margins[borders], _non_increasing(np.add.reduceat(wrong, borders).tolist(), counts))
+        starts, counts = _non_increasing(wrong, sorted(set(starts.tolist())))
+        disagreement = np.add.reduceat(wrong, starts) / counts
+        squares = np.maximum(np.add.reduceat(wrong * wrong, starts) - counts * disagreement**2, 0.0)
+        variance = squares / np.maximum(counts - 1, 1) / counts
+        variance[counts == 1] = _VARIANCE_OF_ONE
+        return cls(margins[starts], disagreement, variance)
 
-    def __call__(self, margins: np.ndarray) -> np.ndarray:
-        """Expected disagreement at each margin; below the lowest border the lowest stratum's."""
-        index = np.searchsorted(self.borders, margins, side="right") - 1
-        return self.disagreement[np.maximum(index, 0)]
+    def above(self, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of (N,) ascending margins: for each, how many disagreements to expect from it on upwards, and the variance of that
+        estimate, both (N,). Below the lowest border is the lowest step."""
+        bounds = [0, *np.searchsorted(margins, self.borders[1:]).tolist(), len(margins)]
+        ends, sizes = np.array(bounds[1:]), np.diff(bounds)
+        step = np.repeat(np.arange(len(ends)), sizes)
+        on_step = ends[step] - np.arange(len(margins))  # the margins from this one on that share its step
+        wrong, variance = sizes * self.disagreement, sizes**2 * self.variance
+        wrong, variance = wrong.sum() - wrong.cumsum(), variance.sum() - variance.cumsum()  # of the steps above
+        return (
+            wrong[step] + on_step * self.disagreement[step],
+            np.maximum(variance[step] + on_step**2 * self.variance[step], 0.0),
+        )
 
 
-def _non_increasing(wrong: Sequence[float], counts: Sequence[int]) -> np.ndarray:
-    """Pool adjacent violators: the non-increasing sequence closest to wrong / counts, weighted by counts."""
-    blocks: list[tuple[float, int, int]] = []  # wrong, count, strata
-    for total, count in zip(wrong, counts, strict=True):
-        strata = 1
-        while blocks and blocks[-1][0] * count < total * blocks[-1][1]:
-            above_total, above_count, above_strata = blocks.pop()
-            total, count, strata = total + above_total, count + above_count, strata + above_strata
-        blocks.append((total, count, strata))
-    return np.array([total / count for total, count, strata in blocks for _ in range(strata)])
+def _non_increasing(wrong: np.ndarray, starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pool adjacent violators: which strata, given by their first pieces, begin a step of the non-increasing function that
+    is closest to `wrong`; and how many pieces are on it. Both (S,)."""
+    sums = np.add.reduceat(wrong, starts).tolist()
+    ends = [*starts[1:], len(wrong)]
+    steps: list[tuple[int, float, int]] = []  # first piece, sum, count
+    for start, end, total in zip(starts, ends, sums, strict=True):
+        count = end - start
+        while steps and steps[-1][1] * count < total * steps[-1][2]:
+            start, above_total, above_count = steps.pop()
+            total, count = total + above_total, count + above_count
+        steps.append((start, total, count))
+    return np.array([start for start, _, _ in steps]), np.array([count for _, _, count in steps])
 
 
 class Evidence:

@@ -24,6 +24,8 @@ class SwitcherConfig:
         objective: `accuracy_target` takes the smallest cloud use whose estimated graded agreement with the FM
             (`edgefm.models.confidence`) reaches `accuracy_target`: 0.99 lets the answers be one point less accurate than
             the FM's; `latency_bound` the largest threshold whose predicted mean latency keeps `latency_bound_ms`.
+        caution: standard errors that are taken off the estimated agreement before it is set against `accuracy_target`; 0
+            takes the estimate as it is: more is answered on the edge, and the target is missed more often than kept.
         audit_share: share of the samples the edge would answer that go to the FM all the same, at random.
         window: margins and pieces of evidence remembered.
         min_evidence: with fewer, agreement counts as not estimable and samples go to the cloud; a new version's
@@ -34,6 +36,7 @@ class SwitcherConfig:
 
     objective: Objective = "accuracy_target"
     accuracy_target: float = 0.99
+    caution: float = 1.0
     latency_bound_ms: float = 200.0
     audit_share: float = 0.02
     window: int = 1000
@@ -48,6 +51,8 @@ class SwitcherConfig:
             raise ConfigError(f"the objective is {' or '.join(get_args(Objective))}, got {self.objective!r}")
         if not 0 < self.accuracy_target <= 1:
             raise ConfigError(f"accuracy_target is a share in (0, 1], got {self.accuracy_target}")
+        if self.caution < 0:
+            raise ConfigError(f"caution is a number of standard errors, 0 or more, got {self.caution}")
         if not 0 <= self.audit_share <= 1:
             raise ConfigError(f"audit_share is a share in [0, 1], got {self.audit_share}")
         if self.latency_bound_ms <= 0:

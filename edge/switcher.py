@@ -131,4 +131,4 @@ class Switcher:
         elif self._curve is None:
             self._index = None
         else:
-            self._index = self.table.smallest_cloud_use(self._config.accuracy_target)
+            self._index = self.table.smallest_cloud_use(self._config.accuracy_target, self._config.caution)

@@ -26,6 +26,7 @@ class ThresholdTable:
         thresholds: a sample with margin >= threshold is answered on the edge.
         edge_share: r(threshold), of the window.
         agreement: estimated mean graded agreement of all answers with the FM's; its own count as 1.
+        error: standard error of that estimate.
         latency_ms: predicted mean with the student charged to every sample, t_edge + (1 - r)(t_trans + t_cloud).
         paper_latency_ms: as printed in the paper, r t_edge + (1 - r)(t_trans + t_cloud).
     """
@@ -33,28 +34,31 @@ class ThresholdTable:
     thresholds: np.ndarray
     edge_share: np.ndarray
     agreement: np.ndarray
+    error: np.ndarray
     latency_ms: np.ndarray
     paper_latency_ms: np.ndarray
 
     @classmethod
     def build(cls, margins: np.ndarray, curve: AgreementCurve | None, costs: Costs) -> ThresholdTable:
-        """From a window of N >= 1 margins; without a curve the agreement is unknown (NaN) below the last candidate."""
+        """From a window of N >= 1 margins; without a curve agreement and error are unknown (NaN) below the last candidate."""
         count = len(margins)
         thresholds = np.append(np.sort(margins), np.inf)
         first = _first_of_equals(thresholds)  # equal margins are one candidate
         edge_share = 1.0 - first / count
         if curve is None:
             agreement = np.append(np.full(count, np.nan), 1.0)
+            error = np.append(np.full(count, np.nan), 0.0)
         else:
-            wrong = np.zeros(count + 1)  # expected disagreements among the n most certain
-            curve(thresholds[:-1])[::-1].cumsum(out=wrong[1:])
-            agreement = 1.0 - wrong[count - first] / count
+            wrong, variance = curve.above(thresholds[:-1])
+            agreement = 1.0 - np.append(wrong, 0.0)[first] / count
+            error = np.sqrt(np.append(variance, 0.0)[first]) / count
         cloud = (1.0 - edge_share) * (costs.transit_ms + costs.cloud_ms)
-        return cls(thresholds, edge_share, agreement, costs.edge_ms + cloud, edge_share * costs.edge_ms + cloud)
+        return cls(thresholds, edge_share, agreement, error, costs.edge_ms + cloud, edge_share * costs.edge_ms + cloud)
 
-    def smallest_cloud_use(self, agreement_target: float) -> int:
-        """Index of the lowest threshold whose estimated agreement reaches the target; the last always does."""
-        return int(np.argmax(self.agreement >= agreement_target))
+    def smallest_cloud_use(self, agreement_target: float, caution: float) -> int:
+        """Index of the lowest threshold whose estimated agreement, less `caution` of its standard errors, reaches the target;
+        the last always does."""
+        return int(np.argmax(self.agreement - caution * self.error >= agreement_target))
 
     def largest_within(self, bound_ms: float, form: str = "charged") -> int | None:
         """Index of the highest threshold whose predicted mean latency keeps the bound; None: not even all-edge does."""

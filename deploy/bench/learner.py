@@ -23,6 +23,7 @@ from ...cloud.config import CustomizationConfig
 from ...cloud.learning import held_out_mask, judge, passes
 from ...cloud.tail_training import embed_with
 from ...edge.agreement import AgreementCurve
+from ...edge.config import SwitcherConfig
 from ...edge.frames import Frame, readable
 from ...edge.sources import open_source
 from ...edge.thresholds import Costs, ThresholdTable
@@ -172,7 +173,7 @@ def choose_threshold(learnt: Learnt, evidence: Images, pool: LabelPool, target: 
     graded = graded_agreement(fm, student, pool.temperature, learnt.confidence)
     curve = AgreementCurve.fit(margins, graded, np.ones(len(fm)))
     table = ThresholdTable.build(margins, curve, Costs(0.0, 0.0, 0.0))
-    return float(table.thresholds[table.smallest_cloud_use(target)])
+    return float(table.thresholds[table.smallest_cloud_use(target, SwitcherConfig.caution)])
 
 
 @contextmanager

@@ -67,6 +67,7 @@ def test_one_file_serves_cloud_and_agent(toml):
         ('[agent]\nupload = "some"\n', r"agent\.upload: .*'never', 'uncertain' or 'all'.* \(got 'some'\)"),
         ('[agent.switcher]\nobjective = "speed"\n', r"agent\.switcher\.objective: .*'accuracy_target' or"),
         ("[agent]\nswitcher = 5\n", r"agent\.switcher: .*\(got 5\)"),
+        ("[agent.switcher]\ncaution = -1\n", "caution is a number of standard errors, 0 or more, got -1"),
         ("[agent.switcher]\naudit_share = 2\n", r"audit_share is a share in \[0, 1\], got 2"),
         ("[agent]\ndeadline_ms = 0\n", "deadline_ms .* must be positive"),
         ("[agent]\nfps = nan\n", "fps must be a finite number, got nan"),

@@ -8,6 +8,7 @@ import pytest
 from edgefm.edge.agreement import STRATA, AgreementCurve, Evidence
 from edgefm.edge.config import SwitcherConfig
 from edgefm.edge.switcher import LinkState, Switcher
+from edgefm.edge.thresholds import Costs, ThresholdTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,22 +19,27 @@ def fit(pieces) -> AgreementCurve:
     return AgreementCurve.fit(*np.array(pieces, np.float64).T)
 
 
+def at(curve: AgreementCurve, margin: float) -> float:
+    """Expected disagreement of one sample."""
+    return float(curve.above(np.array([margin]))[0][0])
+
+
 @given(st.lists(piece, min_size=1, max_size=80))
 def test_disagreement_is_a_share_that_never_rises_with_the_margin(pieces):
     curve = fit(pieces)
     assert (np.diff(curve.borders) > 0).all() and len(curve.borders) <= STRATA
     assert (np.diff(curve.disagreement) <= 1e-12).all()
     assert ((curve.disagreement >= 0) & (curve.disagreement <= 1)).all()
-    grid = np.linspace(-1, 2, 50)
-    assert (np.diff(curve(grid)) <= 1e-12).all()
-    assert curve(np.array([-5.0]))[0] == curve.disagreement[0]  # below the lowest border
+    assert (curve.variance >= 0).all()
+    assert at(curve, -5.0) == curve.disagreement[0]  # below the lowest border
 
 
 @given(st.lists(piece, min_size=1, max_size=13, unique_by=lambda p: p[0]), st.randoms(use_true_random=False))
 def test_the_order_of_the_evidence_does_not_matter(pieces, random):
     shuffled = random.sample(pieces, len(pieces))
     grid = np.linspace(0, 1, 40)
-    np.testing.assert_allclose(fit(shuffled)(grid), fit(pieces)(grid), atol=1e-12)
+    for one, other in zip(fit(shuffled).above(grid), fit(pieces).above(grid), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.02, 1.0])), min_size=1, max_size=60))
@@ -41,7 +47,7 @@ def test_at_a_single_margin_it_is_the_plain_rate(evidence):
     """Samples of one stratum count alike, whatever their propensities."""
     curve = fit([(0.25, agrees, propensity) for agrees, propensity in evidence])
     plain = sum(not agrees for agrees, _ in evidence) / len(evidence)
-    assert curve(np.array([0.0, 0.25, 1.0])) == pytest.approx([plain] * 3)
+    assert [at(curve, margin) for margin in (0.0, 0.25, 1.0)] == pytest.approx([plain] * 3)
 
 
 def test_the_plain_rate_of_each_stratum_when_nothing_has_to_be_pooled():
@@ -51,6 +57,39 @@ def test_the_plain_rate_of_each_stratum_when_nothing_has_to_be_pooled():
     curve = fit(pieces)
     np.testing.assert_allclose(curve.borders, np.arange(STRATA) / STRATA)
     np.testing.assert_allclose(curve.disagreement, np.array(wrong) / 20)
+
+
+def test_the_variance_is_that_of_the_mean_of_each_step():
+    wrong = [1.0, 0.0, 1.0, 1.0, 0.25, 0.0, 0.0, 0.25]
+    curve = fit([(0.5 * (i > 3), 1 - w, 1.0) for i, w in enumerate(wrong)])
+    expected = [np.var(wrong[:4], ddof=1) / 4, np.var(wrong[4:], ddof=1) / 4]
+    np.testing.assert_allclose(curve.variance, expected)
+    assert fit([(0.5, 1.0, 1.0)]).variance[0] > 0.1  # a single piece proves little
+
+
+@given(st.lists(piece, min_size=1, max_size=80), st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=30))
+def test_what_lies_above_a_margin_is_summed_over_the_steps(pieces, window):
+    curve, margins = fit(pieces), np.sort(window)
+    wrong, variance = curve.above(margins)
+    for i in range(len(margins)):
+        step = [int(max(np.searchsorted(curve.borders, margin, side="right") - 1, 0)) for margin in margins[i:]]
+        counts = np.bincount(step, minlength=len(curve.borders))
+        assert wrong[i] == pytest.approx(counts @ curve.disagreement, abs=1e-9)
+        assert variance[i] == pytest.approx(counts**2 @ curve.variance, abs=1e-9)
+
+
+def test_the_standard_error_is_the_spread_of_the_estimate():
+    """Over many draws of evidence the estimated agreement spreads as its standard error says."""
+    window = np.linspace(0, 1, 200)
+    estimates, errors = [], []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        margins = rng.random(600)
+        agrees = rng.random(600) < 0.6 + 0.4 * margins
+        table = ThresholdTable.build(window, fit(np.stack([margins, agrees, np.ones(600)], 1)), Costs(1, 1, 1))
+        estimates.append(table.agreement[100])
+        errors.append(table.error[100])
+    assert np.mean(errors) == pytest.approx(np.std(estimates), rel=0.25)
 
 
 def isotonic_by_brute_force(rates: list[float], counts: list[int]) -> list[float]:
@@ -83,7 +122,7 @@ def test_pooling_is_the_isotonic_solution(strata):
     rates = [1 - np.mean(agrees) for agrees in strata] + [0.0] * (STRATA - len(strata))
     counts = [len(agrees) for agrees in strata] + [1] * (STRATA - len(strata))
     expected = isotonic_by_brute_force(rates, counts)
-    np.testing.assert_allclose(curve(np.arange(STRATA) / 10 + 1e-9), expected, atol=1e-9)
+    np.testing.assert_allclose([at(curve, s / 10 + 1e-9) for s in range(STRATA)], expected, atol=1e-9)
 
 
 def test_the_agreement_of_the_system_is_estimated_from_a_biased_stream():
@@ -121,11 +160,11 @@ def test_evidence_of_its_own_replaces_the_calibration():
     assert evidence.curve() is None  # half of the evidence must be its own
     evidence.add(0.1, True, 1.0)
     mixed = evidence.curve()
-    assert mixed is not None and mixed(np.array([0.1]))[0] == pytest.approx(0.5)
+    assert mixed is not None and at(mixed, 0.1) == pytest.approx(0.5)
     for _ in range(10):
         evidence.add(0.1, True, 1.0)
     own = evidence.curve()
-    assert own is not None and own(np.array([0.1]))[0] == 0.0
+    assert own is not None and at(own, 0.1) == 0.0
     evidence.reset([], [], [])
     assert evidence.curve() is None
 
@@ -137,4 +176,4 @@ def test_only_the_window_counts():
     for _ in range(40):
         evidence.add(0.5, True, 1.0)
     curve = evidence.curve()
-    assert curve is not None and curve(np.array([0.5]))[0] == 0.0
+    assert curve is not None and at(curve, 0.5) == 0.0

@@ -4,48 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from edgefm.edge.agreement import AgreementCurve
 from edgefm.edge.config import SwitcherConfig
 from edgefm.edge.link import LinkEstimator
 from edgefm.edge.switcher import LinkState, Switcher
-from edgefm.edge.thresholds import Costs, ThresholdTable
 from edgefm.models.versions import Calibration
-from hypothesis import given
-from hypothesis import strategies as st
 
-COSTS = Costs(edge_ms=5.0, transit_ms=40.0, cloud_ms=10.0)
 GOOD_LINK = LinkState(40.0, 10.0, 50.0)
-margins_lists = st.lists(st.integers(0, 30).map(lambda n: n / 30), min_size=1, max_size=40)
-
-
-def _curve(rng: np.random.Generator, count: int = 300) -> AgreementCurve:
-    margins = rng.random(count)
-    return AgreementCurve.fit(margins, rng.random(count) < 0.5 + margins / 2, np.ones(count))
-
-
-@given(margins_lists, st.floats(0.5, 1.0), st.floats(1.0, 80.0))
-def test_choices_equal_brute_force(margins, target, bound):
-    curve, window = _curve(np.random.default_rng(0)), np.array(margins)
-    table = ThresholdTable.build(window, curve, COSTS)
-    wrong = curve(window)
-    candidates = [*sorted(set(margins)), math.inf]
-    agreement = {t: 1 - wrong[window >= t].sum() / len(window) for t in candidates}
-    share = {t: float((window >= t).mean()) for t in candidates}
-    reached = [t for t in candidates if agreement[t] >= target]
-    chosen = table.thresholds[table.smallest_cloud_use(target)]
-    assert chosen == min(reached) or agreement[chosen] == pytest.approx(target)
-    latency = {t: COSTS.edge_ms + (1 - share[t]) * 50.0 for t in candidates}
-    within = [t for t in candidates if latency[t] <= bound]
-    index = table.largest_within(bound)
-    assert (index is None) == (not within)
-    if index is not None:
-        best = table.thresholds[index]
-        assert best == max(within) or latency[best] == pytest.approx(bound)
-
-
-def test_disagreement_never_rises_with_the_margin():
-    for seed in range(20):
-        assert (np.diff(_curve(np.random.default_rng(seed), 60).disagreement) <= 1e-12).all()
 
 
 def test_agreement_is_estimated_from_a_biased_stream():
@@ -62,6 +26,25 @@ def test_agreement_is_estimated_from_a_biased_stream():
         assert switcher.threshold is not None
         truths.append(1 - (~agrees[margins >= switcher.threshold]).sum() / 3000)
     assert np.mean(truths) == pytest.approx(0.95, abs=0.015)
+
+
+def test_with_caution_the_target_is_kept_in_most_runs_and_without_in_few():
+    kept = {}
+    for caution in (0.0, 1.0):
+        truths = []
+        for seed in range(30):
+            rng = np.random.default_rng(seed)
+            switcher = Switcher(SwitcherConfig(accuracy_target=0.95, caution=caution, seed=seed))
+            margins = rng.random(1500)
+            probability = 0.6 + 0.4 * np.sqrt(margins)  # of agreeing
+            for margin, agrees in zip(margins.tolist(), (rng.random(1500) < probability).tolist(), strict=True):
+                decision = switcher.decide(margin, 5.0, GOOD_LINK, 1000.0)
+                if decision.to_cloud:
+                    switcher.learn(margin, agrees, decision.propensity)
+            assert switcher.threshold is not None
+            truths.append(1 - (1 - probability)[margins >= switcher.threshold].sum() / 1500)
+        kept[caution] = np.mean(np.array(truths) >= 0.95)
+    assert kept[0.0] < 0.5 and kept[1.0] > 0.65, kept
 
 
 def test_cold_start_goes_to_the_cloud_and_a_calibration_shortens_it():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,20 +13,23 @@ from hypothesis import strategies as st
 # Coarse values, so that margins are often equal.
 windows = st.lists(st.integers(0, 15).map(lambda n: n / 16), min_size=1, max_size=40)
 costs = st.builds(Costs, st.integers(1, 40).map(float), st.integers(0, 200).map(float), st.integers(0, 60).map(float))
-CURVE = AgreementCurve(np.array([0.1, 0.3, 0.6]), np.array([0.5, 0.25, 0.0625]))  # exact in binary
+BORDERS, DISAGREEMENT, VARIANCE = [0.1, 0.3, 0.6], [0.5, 0.25, 0.0625], [2**-6, 2**-8, 2**-10]  # exact in binary
+CURVE = AgreementCurve(np.array(BORDERS), np.array(DISAGREEMENT), np.array(VARIANCE))
 
 
-def brute_force(window: list[float], cost: Costs) -> dict[float, tuple[float, float, float, float]]:
-    """(edge share, agreement, charged latency, paper's latency) of every threshold, sample by sample."""
+def brute_force(window: list[float], cost: Costs) -> dict[float, tuple[float, float, float, float, float]]:
+    """(edge share, agreement, charged latency, paper's latency, error) of every threshold, sample by sample."""
     rows = {}
     for threshold in [*window, math.inf]:
         local = [margin for margin in window if margin >= threshold]
         r = len(local) / len(window)
-        wrong = sum(float(CURVE(np.array([margin]))[0]) for margin in local)
+        steps = Counter(max(sum(border <= margin for border in BORDERS) - 1, 0) for margin in local)
+        wrong = sum(count * DISAGREEMENT[step] for step, count in steps.items())
+        error = math.sqrt(sum(count**2 * VARIANCE[step] for step, count in steps.items())) / len(window)
         away = cost.transit_ms + cost.cloud_ms
         charged = sum(cost.edge_ms + (0 if margin >= threshold else away) for margin in window) / len(window)
         paper = sum(cost.edge_ms if margin >= threshold else away for margin in window) / len(window)
-        rows[threshold] = (r, 1 - wrong / len(window), charged, paper)
+        rows[threshold] = (r, 1 - wrong / len(window), charged, paper, error)
     return rows
 
 
@@ -35,17 +39,17 @@ def test_every_row_equals_brute_force(window, cost):
     rows = brute_force(window, cost)
     assert table.thresholds.tolist() == [*sorted(window), math.inf]
     for i, threshold in enumerate(table.thresholds.tolist()):
-        row = (table.edge_share[i], table.agreement[i], table.latency_ms[i], table.paper_latency_ms[i])
+        row = (table.edge_share[i], table.agreement[i], table.latency_ms[i], table.paper_latency_ms[i], table.error[i])
         assert row == pytest.approx(rows[threshold], abs=1e-9)
 
 
-@given(windows, costs, st.floats(0.3, 1.0))
-def test_smallest_cloud_use_is_the_lowest_threshold_that_reaches_the_target(window, cost, target):
+@given(windows, costs, st.floats(0.3, 1.0), st.sampled_from([0.0, 1.0, 2.0]))
+def test_smallest_cloud_use_is_the_lowest_threshold_that_reaches_the_target(window, cost, target, caution):
     table = ThresholdTable.build(np.array(window), CURVE, cost)
-    rows = brute_force(window, cost)
-    chosen = float(table.thresholds[table.smallest_cloud_use(target)])
-    assert rows[chosen][1] >= target - 1e-9
-    assert all(rows[threshold][1] < target + 1e-9 for threshold in rows if threshold < chosen)
+    sure = {threshold: row[1] - caution * row[4] for threshold, row in brute_force(window, cost).items()}
+    chosen = float(table.thresholds[table.smallest_cloud_use(target, caution)])
+    assert sure[chosen] >= target - 1e-9
+    assert all(sure[threshold] < target + 1e-9 for threshold in sure if threshold < chosen)
 
 
 @given(windows, costs, st.floats(0.5, 320.0), st.sampled_from(["charged", "paper"]))
@@ -68,11 +72,12 @@ def test_a_looser_bound_never_lowers_the_threshold(window, cost, bound, more):
     assert tight is None or (loose is not None and loose >= tight)
 
 
-@given(windows, st.floats(0.3, 1.0), st.floats(0.0, 0.3))
-def test_a_higher_target_never_lowers_the_threshold(window, target, more):
+@given(windows, st.floats(0.3, 1.0), st.floats(0.0, 0.3), st.floats(0.0, 2.0), st.floats(0.0, 2.0))
+def test_a_higher_target_or_more_caution_never_lowers_the_threshold(window, target, more, caution, extra):
     table = ThresholdTable.build(np.array(window), CURVE, Costs(5.0, 40.0, 10.0))
-    lower, higher = (table.smallest_cloud_use(t) for t in (target, min(target + more, 1.0)))
-    assert table.thresholds[higher] >= table.thresholds[lower]
+    lowest = table.smallest_cloud_use(target, caution)
+    for higher in (min(target + more, 1.0), caution), (target, caution + extra):
+        assert table.thresholds[table.smallest_cloud_use(*higher)] >= table.thresholds[lowest]
 
 
 def test_the_latency_forms_as_printed():
@@ -96,7 +101,7 @@ def test_no_threshold_keeps_an_infeasible_bound():
 def test_without_a_curve_only_all_cloud_is_known_to_agree():
     table = ThresholdTable.build(np.array([0.3, 0.1, 0.2]), None, Costs(5.0, 40.0, 10.0))
     assert np.isnan(table.agreement[:-1]).all() and table.agreement[-1] == 1.0
-    assert table.thresholds[table.smallest_cloud_use(0.5)] == math.inf
+    assert table.thresholds[table.smallest_cloud_use(0.5, 1.0)] == math.inf
 
 
 @given(windows, costs, st.floats(1.0, 300.0), st.floats(0.0, 200.0))
