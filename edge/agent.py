@@ -16,7 +16,6 @@ import numpy as np
 
 from ..models.errors import CloudError, DeadlineError, ImageError, ModelError
 from ..models.pool import UNKNOWN
-from ..models.versions import Calibration
 from ..proto.limits import MAX_IMAGE_BYTES
 from .cloud_client import CloudClient
 from .config import AgentConfig
@@ -116,7 +115,7 @@ class Agent:
             self._client, self._spool, config.environment, config.device_id, config.upload_bytes_per_day
         )
         self._router = Router(config.switcher, config.deadline_ms, config.max_pending)
-        self._router.model_changed(_calibration(self._running))
+        self._router.model_changed(self._running.calibration)
         self._lock = threading.Lock()
         self._answer_came = threading.Condition(self._lock)
         self._stop = threading.Event()
@@ -204,7 +203,7 @@ class Agent:
         new_student = ready.student is not before.student
         manifest = ready.student.manifest
         with self._lock:
-            self._router.model_changed(_calibration(ready))
+            self._router.model_changed(ready.calibration)
             self.summary.swaps += new_student
         log.info(
             "event=swapped student=%d pool=%s labels=%d", manifest.version, ready.pool.version, len(ready.pool.labels)
@@ -308,8 +307,7 @@ class Agent:
         pool = local.running.pool
         same_pool = answer.pool_version == pool.version and set(answer.labels) <= set(pool.labels)
         if local.running is self._running and same_pool:
-            confidence = local.running.student.manifest.confidence
-            agreement = grade(answer, local.label, local.embedding, pool, confidence)
+            agreement = grade(answer, local.label, local.embedding, pool, local.running.confidence)
             self._router.learn(local.margin, agreement, decision.propensity)
         self._emit(
             local,
@@ -373,9 +371,3 @@ class Agent:
             sink(answer)
         except Exception as error:  # a full disk: the run ends with it, in the run's own thread
             self._sink_error = error
-
-
-def _calibration(running: Running) -> Calibration:
-    """What a calibration says holds for the pool it was made with."""
-    manifest = running.student.manifest
-    return manifest.calibration if manifest.pool_version == running.pool.version else Calibration()

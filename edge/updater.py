@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..models.confidence import Confidence
 from ..models.errors import CloudError, EdgeFMError, ModelError, StoreError
 from ..models.pool import LabelPool
-from ..models.versions import BlobRef, StudentManifest
+from ..models.versions import BlobRef, Calibration, StudentManifest
 from .circuit import Backoff
 from .cloud_client import CloudClient, Registration
 from .config import AgentConfig
@@ -34,6 +35,21 @@ class Running:
 
     student: Student
     pool: LabelPool
+
+    @property
+    def _is_pool_of_student(self) -> bool:
+        return self.student.manifest.pool_version == self.pool.version
+
+    @property
+    def calibration(self) -> Calibration:
+        """Of the student with this pool; empty where it was made with another."""
+        return self.student.manifest.calibration if self._is_pool_of_student else Calibration()
+
+    @property
+    def confidence(self) -> Confidence:
+        """Of the student with this pool."""
+        confidence = self.student.manifest.confidence
+        return confidence if self._is_pool_of_student else confidence.elsewhere()
 
 
 class Updater:

@@ -29,7 +29,7 @@ from ...edge.sources import open_source
 from ...edge.thresholds import Costs, ThresholdTable
 from ...models.backbone_graphs import feature_graph, trunk_graph
 from ...models.backbones import Tail
-from ...models.confidence import Confidence, graded_agreement
+from ...models.confidence import UNTRIED_SHARE, Confidence, graded_agreement
 from ...models.errors import ConfigError, InputError
 from ...models.foundation import FoundationModel, build_pool
 from ...models.head import Head
@@ -126,7 +126,8 @@ class Learner:
         return Images(np.concatenate(fm), np.concatenate(features), np.concatenate(seen))
 
     def version0(self, pool: LabelPool) -> Learnt:
-        return Learnt("version 0", self._version0, None, Confidence(VERSION0_TEMPERATURE * pool.temperature))
+        confidence = Confidence(VERSION0_TEMPERATURE * pool.temperature, UNTRIED_SHARE)
+        return Learnt("version 0", self._version0, None, confidence)
 
     def learn(
         self,

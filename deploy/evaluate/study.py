@@ -102,6 +102,7 @@ def study(looks: Sequence[tuple[Look, Path]], settings: StudySettings, seed: int
         versions.append(version_of(version0, "version 0", 0, seen, evidence, settings.target, seed))
         for method, learner in learners.items():
             kept = running.get(method, version0)
+            kept = replace(kept, confidence=kept.confidence.elsewhere())
             versions.append(version_of(kept, method, 0, seen, evidence, settings.target, seed))
             for count in settings.counts:
                 new = newest.at(np.arange(count))

@@ -15,6 +15,7 @@ from edgefm.edge.agent import Agent
 from edgefm.edge.frames import Frame
 from edgefm.edge.operator import Operator
 from edgefm.edge.records import Answer
+from edgefm.models.confidence import UNTRIED_SHARE, Confidence
 from edgefm.models.errors import CloudError, InputError, ModelError
 from edgefm.models.versions import GRAPH_FILE, Calibration
 from PIL import Image
@@ -80,22 +81,25 @@ def test_rollback_swaps_the_student_and_a_corrupt_version_is_refused(
     assert "event=refused" in caplog.text
 
 
-def test_a_calibration_made_with_another_pool_is_no_evidence(cloud, configure, until):
+def test_what_was_measured_with_another_pool_counts_no_more(cloud, configure, until):
     """Neither at a swap nor at a start: after a label was added, the version's calibration speaks of the old pool."""
     with Agent(configure("calibrated")) as agent:
         pool = agent._running.pool.version
     manifest = cloud.registry.current("calibrated")
     calibration = Calibration(margins=[0.1] * 300, agreements=[True] * 300, propensities=[1.0] * 300)
-    learned = cloud.registry.publish(manifest.model_copy(update={"parent": 0, "calibration": calibration}), {})
+    learnt = {"parent": 0, "calibration": calibration, "confidence": Confidence(0.05, share=0.5)}
+    learned = cloud.registry.publish(manifest.model_copy(update=learnt), {})
     with Operator(cloud.target) as operator:
         operator.rollback("calibrated", learned.version)
         with Agent(configure("calibrated")) as agent:
             assert agent._running.student.manifest == learned and agent._running.pool.version == pool
             assert agent._router.switcher._evidence._prior.shape == (3, 300)
+            assert agent._running.confidence == learned.confidence
         operator.add_labels("calibrated", ["kettle"])
     with Agent(configure("calibrated")) as agent:
         assert agent._running.pool.version != pool == agent._running.student.manifest.pool_version
         assert agent._router.switcher._evidence._prior.shape == (3, 0)
+        assert agent._running.confidence == Confidence(0.05, UNTRIED_SHARE)  # nor is it judged on these labels
 
 
 def test_a_student_that_fails_on_a_frame_is_gone_back_from_and_the_frame_answered(
