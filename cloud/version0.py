@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..models.confidence import UNTRIED_SHARE, Confidence
+from ..models.confidence import Confidence
 from ..models.foundation import FoundationModel
 from ..models.student_graph import VERSION0_TEMPERATURE, student_files, version0_head
 from ..models.students import student_profile
@@ -22,7 +22,7 @@ def publish_version0(
         profile=profile.name,
         preprocess=profile.preprocess,
         embedding_dim=model.dim,
-        confidence=Confidence(VERSION0_TEMPERATURE * model.temperature, UNTRIED_SHARE),
+        confidence=Confidence(VERSION0_TEMPERATURE * model.temperature),
         foundation_model=model.name,
         pool_version=pool_version,
         samples=0,

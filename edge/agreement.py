@@ -21,8 +21,6 @@ from .window import Window
 
 STRATA = 10
 _LOWER_ENDS = np.arange(STRATA) / STRATA
-_VARIANCE_OF_ONE = 0.25
-"""Of an estimate from a single piece, which says nothing of its spread: that of a coin."""
 
 
 class AgreementCurve:
@@ -30,8 +28,8 @@ class AgreementCurve:
 
     Attributes, each (S,):
         borders: ascending lower borders of the steps.
-        disagreement: in [-1, 1], falling.
-        variance: of each estimate; steps are estimated independently.
+        disagreement: in [-1, 1], non-increasing.
+        variance: of each estimate; the steps count as independent.
     """
 
     def __init__(self, borders: np.ndarray, disagreement: np.ndarray, variance: np.ndarray) -> None:
@@ -49,11 +47,11 @@ class AgreementCurve:
         # A border between equal margins would be none: it moves down to the first of them.
         starts = np.searchsorted(margins, margins[starts[starts < len(margins)]])
         starts, counts = _non_increasing(wrong, sorted(set(starts.tolist())))
-        disagreement = np.add.reduceat(wrong, starts) / counts
-        squares = np.maximum(np.add.reduceat(wrong * wrong, starts) - counts * disagreement**2, 0.0)
-        variance = squares / np.maximum(counts - 1, 1) / counts
-        variance[counts == 1] = _VARIANCE_OF_ONE
-        return cls(margins[starts], disagreement, variance)
+        sums, squares = np.add.reduceat(wrong, starts), np.add.reduceat(wrong * wrong, starts)
+        overall = squares.sum() / len(wrong) - (sums.sum() / len(wrong)) ** 2
+        within = squares - sums**2 / counts
+        # As if each step had half a piece more of the overall spread: a few that agree do not prove that all do.
+        return cls(margins[starts], sums / counts, np.maximum(within + overall / 2, 0.0) / counts**2)
 
     def above(self, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of (N,) ascending margins: for each, how many disagreements to expect from it on upwards, and the variance of that
@@ -62,12 +60,13 @@ class AgreementCurve:
         ends, sizes = np.array(bounds[1:]), np.diff(bounds)
         step = np.repeat(np.arange(len(ends)), sizes)
         on_step = ends[step] - np.arange(len(margins))  # the margins from this one on that share its step
-        wrong, variance = sizes * self.disagreement, sizes**2 * self.variance
-        wrong, variance = wrong.sum() - wrong.cumsum(), variance.sum() - variance.cumsum()  # of the steps above
-        return (
-            wrong[step] + on_step * self.disagreement[step],
-            np.maximum(variance[step] + on_step**2 * self.variance[step], 0.0),
-        )
+        wrong, variance = _sums_above(sizes * self.disagreement), _sums_above(sizes**2 * self.variance)
+        return (wrong[step] + on_step * self.disagreement[step], variance[step] + on_step**2 * self.variance[step])
+
+
+def _sums_above(values: np.ndarray) -> np.ndarray:
+    """(S,): of those behind each; exactly 0 for the last."""
+    return np.append(values[:0:-1].cumsum()[::-1], 0.0)
 
 
 def _non_increasing(wrong: np.ndarray, starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,8 @@ from .refusals import Refusal
 
 C = TypeVar("C", bound=grpc.RpcContext)
 _REPORT_TIMEOUT_S = 10.0
+_NO_WORD = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""How a call ends that the other side has said nothing to."""
 _NOT_FOR_GOOD = (pb.QueryError.CODE_UNKNOWN_ENVIRONMENT, pb.QueryError.CODE_OVERLOADED, pb.QueryError.CODE_INTERNAL)
 """What may be otherwise later: a cloud that has lost its data learns of the environment again when a device registers."""
 
@@ -143,7 +145,8 @@ class CloudClient:
         )
 
         def start(stub: rpc.EdgeFMStub) -> grpc.CallFuture[pb.RegisterResponse]:
-            return stub.Register.future(request, timeout=timeout_s + patience_s, wait_for_ready=True)
+            # A cloud that has been heard and is gone is not waited for.
+            return stub.Register.future(request, timeout=timeout_s + patience_s, wait_for_ready=not patience_s)
 
         try:
             if patience_s:
@@ -172,8 +175,9 @@ class CloudClient:
             return stub.Report.future(nothing, timeout=timeout_s, wait_for_ready=True)
 
         with self._lasting.begin(self._main, start) as call:
-            if call.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
+            if call.code() in _NO_WORD:
                 call.result()
+        self._main.heard()
 
     def upload(
         self, samples: Iterable[tuple[bytes, float]], timeout_s: float, wait_for_ready: bool = False

@@ -47,9 +47,9 @@ class Running:
 
     @property
     def confidence(self) -> Confidence:
-        """Of the student with this pool."""
+        """Of the student with this pool, which may be another one than that it was judged with."""
         confidence = self.student.manifest.confidence
-        return confidence if self._is_pool_of_student else confidence.elsewhere()
+        return confidence if self._is_pool_of_student else confidence.with_other_pool()
 
 
 class Updater:
@@ -227,6 +227,8 @@ class Updater:
 
     def _register(self, labels: tuple[str, ...], patience_s: float) -> Registration:
         config = self._config
+        if self._latest is None:
+            log.info("event=registering cloud=%s waiting_s=%.0f", config.cloud, config.connect_timeout_s + patience_s)
         registration = self._client.register(labels, config.student, config.connect_timeout_s, patience_s)
         for warning in registration.warnings:
             log.warning("event=label_warning text=%s", warning)

@@ -23,11 +23,9 @@ from pydantic import Field
 
 EXPERTS = 1.2
 """Sum of the two weights: 2 would be independent experts, 1 a single one."""
-PRIOR_SHARE = 0.35
-"""A student's share on average."""
-UNTRIED_SHARE = 0.27
-"""Of a student that has not been judged on these labels: a standard deviation less, since the switcher is to keep its target in
-most places and not in half of them."""
+PRIOR_SHARE = 0.27
+"""A student's share before it has been judged: a standard deviation below the average of 0.35, since the switcher is to keep its
+target in most places and not in half of them."""
 _PRIOR_SAMPLES = 50
 _SHARE, _BY_FM_DOUBT, _BY_DOUBT = 0.27, 1.8, -0.9
 _SHARES = (0.2, 0.65)
@@ -62,9 +60,9 @@ class Confidence:
     temperature: Annotated[float, Field(ge=MIN_TEMPERATURE, allow_inf_nan=False)]
     share: Annotated[float, Field(ge=0, le=1)] = PRIOR_SHARE
 
-    def elsewhere(self) -> Confidence:
-        """With other labels than those of the samples it was fitted on."""
-        return replace(self, share=min(self.share, UNTRIED_SHARE))
+    def with_other_pool(self) -> Confidence:
+        """Where the student answers with another pool than the one that it was judged with."""
+        return replace(self, share=min(self.share, PRIOR_SHARE))
 
     @classmethod
     def fit(

@@ -29,7 +29,7 @@ from ...edge.sources import open_source
 from ...edge.thresholds import Costs, ThresholdTable
 from ...models.backbone_graphs import feature_graph, trunk_graph
 from ...models.backbones import Tail
-from ...models.confidence import UNTRIED_SHARE, Confidence, graded_agreement
+from ...models.confidence import Confidence, graded_agreement
 from ...models.errors import ConfigError, InputError
 from ...models.foundation import FoundationModel, build_pool
 from ...models.head import Head
@@ -126,8 +126,7 @@ class Learner:
         return Images(np.concatenate(fm), np.concatenate(features), np.concatenate(seen))
 
     def version0(self, pool: LabelPool) -> Learnt:
-        confidence = Confidence(VERSION0_TEMPERATURE * pool.temperature, UNTRIED_SHARE)
-        return Learnt("version 0", self._version0, None, confidence)
+        return Learnt("version 0", self._version0, None, Confidence(VERSION0_TEMPERATURE * pool.temperature))
 
     def learn(
         self,
@@ -255,7 +254,7 @@ class Score:
 
 def learning_result(rows: Sequence[dict[str, Any]], target: float, **settings: Any) -> dict[str, Any]:
     """What a benchmark of learning writes: its settings, rows, machine and versions."""
-    common = {"accuracy_target": target, "evidence": EVIDENCE}
+    common = {"accuracy_target": target, "caution": SwitcherConfig.caution, "evidence": EVIDENCE}
     return {**settings, **common, "rows": list(rows), "environment": describe_environment(0)}
 
 

@@ -7,8 +7,8 @@ An exit takes the mean over the pixels of the features at a boundary of `fm_stag
 that it answers with the product's label pool, and labels can change by text alone. The map is a ridge regression on the FM's
 embeddings: the FM is the teacher, as the last exit is in PersEPhonEE without labels. How sure an exit is, is the largest
 probability of its labels at a temperature fitted for each exit, so that one threshold serves them all, as in SPINN. The
-threshold is the lowest at which the graded agreement with the FM (`edgefm.models.confidence`) reaches the target on evidence
-from the stream: the rule by which the product chooses its own. Ground truth is for scoring alone.
+threshold is the lowest at which the graded agreement with the FM (`edgefm.models.confidence`) reaches the target, with the
+switcher's caution, on evidence from the stream: the rule by which the product chooses its own. Ground truth is for scoring alone.
 
 Simpler than in the papers: SPINN trains backbone and exits together from labels, while here the backbone is the FM's and
 stays as it is, which is PersEPhonEE's way and lets the end of the network say exactly what the FM says. An exit is linear
@@ -19,11 +19,13 @@ samples from the beginning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...edge.config import SwitcherConfig
 from ...models.confidence import Confidence, graded_agreement, log_posterior
 from ...models.images import decode_image
 from ...models.pool import LabelPool, normalise
@@ -193,13 +195,17 @@ def choose_rule(exits: Sequence[Exit], evidence: Staged, pool: LabelPool, target
     def taken(threshold: float) -> np.ndarray:
         return (sureness >= threshold).argmax(axis=1)
 
-    def agreement(threshold: float) -> float:
-        return float(agreements[rows, taken(threshold)].mean())
+    def agreement(threshold: float) -> np.ndarray:
+        return agreements[rows, taken(threshold)]
+
+    def keeps(threshold: float) -> bool:
+        found = agreement(threshold)
+        return found.mean() - SwitcherConfig.caution * found.std() / math.sqrt(len(found)) >= target
 
     candidates = np.unique(sureness[:, 1:]).tolist()  # the last is infinity: the FM answers everything
-    threshold = next(candidate for candidate in candidates if agreement(candidate) >= target)
+    threshold = next(candidate for candidate in candidates if keeps(candidate))
     stay = np.array([(taken(threshold) > boundary).mean() for boundary in range(sureness.shape[1])])
-    return ExitRule(threshold, stay, agreement(threshold))
+    return ExitRule(threshold, stay, float(agreement(threshold).mean()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from ...edge.config import SwitcherConfig
 from ...models.device_profile import DeviceProfile
 from ...models.errors import ConfigError, InputError
 from ...models.foundation import load_foundation_model
@@ -102,6 +103,7 @@ def evaluate(
         "quick": options.quick,
         "student": options.student,
         "accuracy_target": options.target,
+        "caution": SwitcherConfig.caution,
         "seeds": size.seeds,
         "looks": list(material.looks),
         "traffic": str(options.traffic),

@@ -92,6 +92,7 @@ def study(looks: Sequence[tuple[Look, Path]], settings: StudySettings, seed: int
     learners = {FULL: _learner(settings.student, tail=True), HEAD: _learner(settings.student, tail=False)}
     running: dict[str, Learnt] = {}
     before: Images | None = None
+    pool_version = ""
     versions = []
     for look, folder in looks:
         seen = open_look(look, folder)
@@ -102,7 +103,8 @@ def study(looks: Sequence[tuple[Look, Path]], settings: StudySettings, seed: int
         versions.append(version_of(version0, "version 0", 0, seen, evidence, settings.target, seed))
         for method, learner in learners.items():
             kept = running.get(method, version0)
-            kept = replace(kept, confidence=kept.confidence.elsewhere())
+            if seen.pool.version != pool_version:
+                kept = replace(kept, confidence=kept.confidence.with_other_pool())
             versions.append(version_of(kept, method, 0, seen, evidence, settings.target, seed))
             for count in settings.counts:
                 new = newest.at(np.arange(count))
@@ -110,6 +112,7 @@ def study(looks: Sequence[tuple[Look, Path]], settings: StudySettings, seed: int
                 kept = learner.learn(samples, seen.pool, judge_from, running=kept)
                 versions.append(version_of(kept, method, count, seen, evidence, settings.target, seed))
             running[method] = kept
+        pool_version = seen.pool.version
         before = newest if before is None else before.then(newest)
     return versions
 

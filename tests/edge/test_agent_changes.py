@@ -15,7 +15,7 @@ from edgefm.edge.agent import Agent
 from edgefm.edge.frames import Frame
 from edgefm.edge.operator import Operator
 from edgefm.edge.records import Answer
-from edgefm.models.confidence import UNTRIED_SHARE, Confidence
+from edgefm.models.confidence import PRIOR_SHARE, Confidence
 from edgefm.models.errors import CloudError, InputError, ModelError
 from edgefm.models.versions import GRAPH_FILE, Calibration
 from PIL import Image
@@ -99,7 +99,7 @@ def test_what_was_measured_with_another_pool_counts_no_more(cloud, configure, un
     with Agent(configure("calibrated")) as agent:
         assert agent._running.pool.version != pool == agent._running.student.manifest.pool_version
         assert agent._router.switcher._evidence._prior.shape == (3, 0)
-        assert agent._running.confidence == Confidence(0.05, UNTRIED_SHARE)  # nor is it judged on these labels
+        assert agent._running.confidence == Confidence(0.05, PRIOR_SHARE)  # nor is it judged on these labels
 
 
 def test_a_student_that_fails_on_a_frame_is_gone_back_from_and_the_frame_answered(

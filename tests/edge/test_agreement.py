@@ -62,9 +62,23 @@ def test_the_plain_rate_of_each_stratum_when_nothing_has_to_be_pooled():
 def test_the_variance_is_that_of_the_mean_of_each_step():
     wrong = [1.0, 0.0, 1.0, 1.0, 0.25, 0.0, 0.0, 0.25]
     curve = fit([(0.5 * (i > 3), 1 - w, 1.0) for i, w in enumerate(wrong)])
-    expected = [np.var(wrong[:4], ddof=1) / 4, np.var(wrong[4:], ddof=1) / 4]
+    half = np.var(wrong) / 2
+    expected = [(4 * np.var(wrong[:4]) + half) / 16, (4 * np.var(wrong[4:]) + half) / 16]
     np.testing.assert_allclose(curve.variance, expected)
-    assert fit([(0.5, 1.0, 1.0)]).variance[0] > 0.1  # a single piece proves little
+
+
+def test_few_pieces_that_agree_prove_less_than_many():
+    wrong = [(0.0, i % 2, 1.0) for i in range(20)]
+    few, many = (fit(wrong + [(1.0, 1, n / 20)] * n) for n in (2, 20))
+    assert few.disagreement[-1] == many.disagreement[-1] == 0
+    assert few.variance[-1] > 50 * many.variance[-1] > 0
+
+
+def test_above_the_last_step_there_is_exactly_nothing():
+    """Else a target of 1 would be reached or not by rounding."""
+    curve = AgreementCurve(np.arange(5.0), np.array([0.7, 0.3, 0.1, 0.1, 0.0]), np.array([0.1, 0.2, 0.3, 0.1, 0.0]))
+    wrong, variance = curve.above(np.linspace(-1, 6, 71))
+    assert not wrong[-20:].any() and not variance[-20:].any() and wrong[0] > 0
 
 
 @given(st.lists(piece, min_size=1, max_size=80), st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=30))

@@ -6,6 +6,8 @@ import json
 import logging
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from edgefm.models.pool import LabelPool
 from edgefm.models.student_graph import student_files
 from edgefm.models.students import student_profile
 from edgefm.models.versions import GRAPH_FILE, HEAD_FILE, BlobRef, StudentManifest
+from edgefm.proto.v1 import edgefm_pb2 as pb
 from PIL import Image
 
 ENVIRONMENT = "updates"
@@ -250,6 +253,17 @@ def test_begun_without_the_cloud_it_registers_when_the_cloud_is_there(updating, 
     assert running.student.manifest.version == 0
     cloud.start()  # where the successor is current by now
     assert taken(updater, until).student.manifest == successor
+
+
+def test_a_device_with_a_student_starts_on_time_beside_a_cloud_that_takes_long(updating, scripted):
+    updating()[0].close()
+    release = threading.Event()
+    scripted.register = lambda context: release.wait(30) and pb.RegisterResponse()
+    began_s = time.monotonic()
+    _, running = updating(cloud=f"127.0.0.1:{scripted.port}", connect_timeout_s=0.5)
+    took_s = time.monotonic() - began_s
+    release.set()
+    assert running.student.manifest.version == 0 and took_s < 15
 
 
 def test_an_offer_that_is_not_fit_does_not_keep_a_device_from_starting(updating, cloud, offer):

@@ -5,7 +5,6 @@ import pytest
 from edgefm.models.confidence import (
     MIN_TEMPERATURE,
     PRIOR_SHARE,
-    UNTRIED_SHARE,
     Confidence,
     fit_temperature,
     graded_agreement,
@@ -89,7 +88,6 @@ def test_a_better_student_gets_a_larger_share_and_few_samples_leave_it_near_the_
     assert shares[0] < shares[1] < shares[2] <= 1.0
 
 
-def test_elsewhere_nobody_is_trusted_more_than_before():
-    assert Confidence(0.05, 0.6).elsewhere() == Confidence(0.05, UNTRIED_SHARE)
-    assert Confidence(0.05, 0.2).elsewhere() == Confidence(0.05, 0.2)
-    assert UNTRIED_SHARE < PRIOR_SHARE
+def test_with_another_pool_nobody_is_trusted_more_than_before():
+    assert Confidence(0.05, 0.6).with_other_pool() == Confidence(0.05, PRIOR_SHARE)
+    assert Confidence(0.05, 0.2).with_other_pool() == Confidence(0.05, 0.2)
