@@ -46,8 +46,8 @@ class AgreementCurve:
         starts = np.searchsorted(cumulative - weights / 2, cumulative[-1] * _LOWER_ENDS)
         # A border between equal margins would be none: it moves down to the first of them.
         starts = np.searchsorted(margins, margins[starts[starts < len(margins)]])
-        starts, counts = _non_increasing(wrong, sorted(set(starts.tolist())))
-        sums, squares = np.add.reduceat(wrong, starts), np.add.reduceat(wrong * wrong, starts)
+        starts, sums, counts = _non_increasing(wrong, sorted(set(starts.tolist())))
+        squares = np.add.reduceat(wrong * wrong, starts)
         overall = squares.sum() / len(wrong) - (sums.sum() / len(wrong)) ** 2
         within = squares - sums**2 / counts
         # As if each step had half a piece more of the overall spread: a few that agree do not prove that all do.
@@ -69,9 +69,9 @@ def _sums_above(values: np.ndarray) -> np.ndarray:
     return np.append(values[:0:-1].cumsum()[::-1], 0.0)
 
 
-def _non_increasing(wrong: np.ndarray, starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _non_increasing(wrong: np.ndarray, starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pool adjacent violators: which strata, given by their first pieces, begin a step of the non-increasing function that
-    is closest to `wrong`; and how many pieces are on it. Both (S,)."""
+    is closest to `wrong`; the sum of `wrong` on each step, and how many pieces are on it. All (S,)."""
     sums = np.add.reduceat(wrong, starts).tolist()
     ends = [*starts[1:], len(wrong)]
     steps: list[tuple[int, float, int]] = []  # first piece, sum, count
@@ -81,7 +81,8 @@ def _non_increasing(wrong: np.ndarray, starts: Sequence[int]) -> tuple[np.ndarra
             start, above_total, above_count = steps.pop()
             total, count = total + above_total, count + above_count
         steps.append((start, total, count))
-    return np.array([start for start, _, _ in steps]), np.array([count for _, _, count in steps])
+    first, total, count = zip(*steps, strict=True)
+    return np.array(first), np.array(total), np.array(count)
 
 
 class Evidence:

@@ -65,11 +65,19 @@ def test_its_json_has_the_documented_keys_and_nothing_is_lost(photographs, tmp_p
     assert not _children(str(output))
 
 
+def _hear_interrupts() -> None:
+    """A shell without job control has what it starts in the background ignore them, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes by /proc")
 def test_ctrl_c_leaves_no_process_behind(photographs, tmp_path):
     output = tmp_path / "out"
     demo = subprocess.Popen(
-        [*COMMAND, "--data", str(photographs), "-o", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*COMMAND, "--data", str(photographs), "-o", str(output)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=_hear_interrupts,
     )
     deadline = time.monotonic() + 120
     while not list(output.glob("*.jsonl")):
