@@ -21,7 +21,7 @@ from ..edge.queries import CloudAnswer
 from ..edge.student import Student
 from ..models.errors import CloudError
 from ..models.images import decode_image
-from ..models.pool import UNKNOWN, LabelPool
+from ..models.pool import LabelPool
 
 _DEADLINE_MS = 60_000.0
 _IN_FLIGHT = 32
@@ -71,7 +71,7 @@ def ask_fm(target: str, environment: str, images: Sequence[bytes]) -> np.ndarray
     for answer in answers:
         if not isinstance(answer, CloudAnswer):
             raise CloudError(f"scoring: the FM did not answer: {answer}")
-        labels.append(UNKNOWN if answer.unknown else answer.labels[0])
+        labels.append(answer.label)
     return np.array(labels, dtype=object)
 
 
@@ -84,9 +84,9 @@ def score_student(registry: Registry, environment: str, version: int, images: Se
         registry.materialise(manifest, Path(folder))
         student = Student(manifest, Path(folder))
         for image in images:
-            recognition = pool.recognise(student.embed(student.preprocess(decode_image(image))), top_k=1)
-            answers += pool.answers(recognition)
-            margins.append(recognition.margins[0])
+            label, _, margin = pool.best(student.embed(student.preprocess(decode_image(image)))[0])
+            answers.append(label)
+            margins.append(margin)
     return StudentScores(np.array(answers, dtype=object), np.array(margins))
 
 

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from ..models.errors import CloudError, DeadlineError, ImageError, ModelError
-from ..models.pool import UNKNOWN
 from ..proto.limits import MAX_IMAGE_BYTES
 from .cloud_client import CloudClient
 from .config import AgentConfig
@@ -251,15 +250,15 @@ class Agent:
         except ModelError as error:
             self._swap(self._updater.fall_back(running, error))
             return self._answer_locally(frame)
-        recognition = running.pool.recognise(embedding, top_k=1)
+        label, similarity, margin = running.pool.best(embedding[0])
         return _Local(
             frame=frame,
             running=running,
             embedding=embedding[0],
             started_ms=started,
-            label=running.pool.answers(recognition)[0],
-            similarity=float(recognition.similarities[0, 0]),
-            margin=float(recognition.margins[0]),
+            label=label,
+            similarity=similarity,
+            margin=margin,
             decode_ms=decoded - started,
             preprocess_ms=preprocessed - decoded,
             student_ms=_now_ms() - preprocessed,
@@ -290,8 +289,7 @@ class Agent:
             if isinstance(result, CloudError):
                 self._keep_for_upload(local, decision)
             else:
-                label = UNKNOWN if result.unknown else result.labels[0]
-                self._recent.add(image, local.frame.image, label, result.pool_version)
+                self._recent.add(image, local.frame.image, result.label, result.pool_version)
 
         with self._lock:  # `done` waits here until the router knows of the query
             query_id = self._client.query(image, self._propensity(decision), done, edge=said)
@@ -302,27 +300,13 @@ class Agent:
         self, query_id: int, local: _Local, decision: Decision, sink: Sink, answer: CloudAnswer, size: int
     ) -> None:
         transit_ms = self._router.answered(query_id, _now_ms(), answer.queue_ms + answer.compute_ms)
-        label = UNKNOWN if answer.unknown else answer.labels[0]
         self._samples_labelled = max(self._samples_labelled, answer.samples_labelled)
         pool = local.running.pool
         same_pool = answer.pool_version == pool.version and set(answer.labels) <= set(pool.labels)
         if local.running is self._running and same_pool:
             agreement = grade(answer, local.label, local.embedding, pool, local.running.confidence)
             self._router.learn(local.margin, agreement, decision.propensity)
-        self._emit(
-            local,
-            decision,
-            sink,
-            "cloud",
-            decision.reason,
-            label=label,
-            similarity=answer.similarities[0],
-            margin=answer.margin,
-            transit_ms=transit_ms,
-            queue_ms=answer.queue_ms,
-            compute_ms=answer.compute_ms,
-            bytes_sent=size,
-        )
+        self._emit(local, decision, sink, "cloud", decision.reason, size, answer, transit_ms)
 
     def _keep_for_upload(self, local: _Local, decision: Decision) -> None:
         if self._config.upload != "never" and len(local.frame.encoded) <= MAX_IMAGE_BYTES:
@@ -333,22 +317,24 @@ class Agent:
         return 1.0 if self._config.upload == "all" else decision.propensity
 
     def _emit(
-        self, local: _Local, decision: Decision, sink: Sink, route: Route, reason: str, **cloud: float | str
+        self,
+        local: _Local,
+        decision: Decision,
+        sink: Sink,
+        route: Route,
+        reason: str,
+        bytes_sent: int = 0,
+        cloud: CloudAnswer | None = None,
+        transit_ms: float = 0.0,
     ) -> None:
         now = _now_ms()
-        values: dict[str, object] = {
-            "label": local.label,
-            "similarity": local.similarity,
-            "margin": local.margin,
-            "transit_ms": 0.0,
-            "queue_ms": 0.0,
-            "compute_ms": 0.0,
-            "bytes_sent": 0,
-            **cloud,
-        }
+        said = cloud or local
         answer = Answer(
             sample_id=local.frame.sample_id,
             environment=self._config.environment,
+            label=said.label,
+            similarity=said.similarity,
+            margin=said.margin,
             route=route,
             reason=reason,
             edge_label=local.label,
@@ -357,14 +343,17 @@ class Agent:
             decode_ms=local.decode_ms,
             preprocess_ms=local.preprocess_ms,
             student_ms=local.student_ms,
+            transit_ms=transit_ms,
+            queue_ms=cloud.queue_ms if cloud else 0.0,
+            compute_ms=cloud.compute_ms if cloud else 0.0,
             total_ms=now - local.started_ms,
             predicted_ms=decision.predicted_ms,
+            bytes_sent=bytes_sent,
             student_version=local.running.student.manifest.version,
             pool_version=local.running.pool.version,
             bandwidth_mbps=self._router.link.bandwidth_mbps,
             time_s=(now - self._began_ms) / 1e3,
             samples_labelled=self._samples_labelled,
-            **values,  # pyright: ignore[reportArgumentType]
         )
         setattr(self.summary, route, getattr(self.summary, route) + 1)
         try:

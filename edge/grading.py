@@ -18,7 +18,7 @@ def grade(answer: CloudAnswer, label: str, embedding: np.ndarray, pool: LabelPoo
         embedding: (D,) the student's.
         confidence: the student's.
     """
-    if (UNKNOWN if answer.unknown else answer.labels[0]) == label:
+    if answer.label == label:
         return 1.0
     known = dict(zip(answer.labels, answer.similarities, strict=True))
     if label != UNKNOWN:

@@ -12,7 +12,6 @@ from .window import Window
 
 _MAX_BITS_PER_MS = 1e6  # 1 Gbit/s: faster than any link whose transmission time could matter here
 _MIN_BITS_PER_MS = 1.0
-_LOST = 3
 _SILENCE_MS = 1000.0
 """After a loss, with nothing on its way and nothing heard for this long, a query is worth its bytes: it finds out
 whether the outage has ended. Without it a link that was bad once would never be asked again."""
@@ -52,6 +51,7 @@ class LinkEstimator:
         self._initial_rtt_ms = initial_rtt_ms
         self._initial_bits_per_ms = initial_bandwidth_kbps
         self._heard_ms = 0.0
+        self._lossy = False
         self._arrived_ms = float("-inf")  # the latest answer, less what the cloud spent on it
         self.rtt_ms = initial_rtt_ms
         self.bits_per_ms = initial_bandwidth_kbps  # 1 bit/ms is 1 kbit/s
@@ -94,7 +94,7 @@ class LinkEstimator:
     def predict_ms(self, size_bytes: int, now_ms: float) -> float:
         """Transit of a query sent now: behind what is on its way, and not before an outage under way has ended."""
         if not self._pending:
-            if now_ms - self._heard_ms > _SILENCE_MS and self._carried.columns[_LOST].any():
+            if now_ms - self._heard_ms > _SILENCE_MS and self._lossy:
                 unheard = self._initial_rtt_ms + size_bytes * 8 / self._initial_bits_per_ms
                 return min(self.transit_ms(size_bytes), unheard)
             return self.transit_ms(size_bytes)
@@ -115,7 +115,8 @@ class LinkEstimator:
         return arrived_ms - query.sent_ms
 
     def _estimate(self) -> None:
-        size_bytes, transit_ms, gap_ms, _ = self._carried.columns
+        size_bytes, transit_ms, gap_ms, lost = self._carried.columns
+        self._lossy = bool(lost.any())  # asked for every frame
         bits = 8.0 * float(size_bytes.sum())
         self.rtt_ms = float(transit_ms.min())
         self.bits_per_ms = _rate(bits, float(np.minimum(transit_ms - self.rtt_ms, gap_ms).sum()))

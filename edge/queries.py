@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import grpc
 
 from ..models.errors import CloudError, DeadlineError
-from ..models.pool import MAX_LABEL_LENGTH
+from ..models.pool import MAX_LABEL_LENGTH, UNKNOWN
 from ..proto.v1 import edgefm_pb2 as pb
 from .circuit import Backoff, CircuitBreaker
 from .connection import Connection, bounded_pushback_s, translate
@@ -46,6 +46,16 @@ class CloudAnswer:
     pool_version: str
     samples_labelled: int
     edge_similarity: float | None = None  # the FM's, of the student's label
+
+    @property
+    def label(self) -> str:
+        """The best one, or `UNKNOWN`."""
+        return UNKNOWN if self.unknown else self.labels[0]
+
+    @property
+    def similarity(self) -> float:
+        """Of the best label."""
+        return self.similarities[0]
 
 
 Completion = Callable[["CloudAnswer | CloudError"], None]

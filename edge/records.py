@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-_encode = json.JSONEncoder(ensure_ascii=False).encode
 Route = Literal["edge", "cloud", "fallback"]
 
 
@@ -64,12 +61,12 @@ class Answer:
     time_s: float
     samples_labelled: int
 
-    def to_json(self) -> str:
-        values = {key: round(value, 6) if isinstance(value, float) else value for key, value in vars(self).items()}
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            values["threshold"] = None
-        return _encode(values)
+    def to_json(self) -> bytes:
+        """One line of UTF-8, without its end."""
+        return _ANSWER.dump_json(self)
 
+
+_ANSWER = TypeAdapter(Answer)
 
 Sink = Callable[[Answer], None]
 """Where answers go: any callable, `list.append` for instance. It is called under the agent's lock and must not wait;
@@ -78,5 +75,5 @@ what it raises ends the run."""
 
 def answer_schema() -> dict[str, Any]:
     """JSON Schema of one record."""
-    schema = TypeAdapter(Answer).json_schema()
+    schema = _ANSWER.json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "additionalProperties": False}

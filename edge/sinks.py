@@ -57,7 +57,7 @@ class JsonLines:
 
     def __call__(self, answer: Answer) -> None:
         try:
-            self._file.write(answer.to_json().encode() + b"\n")
+            self._file.write(answer.to_json() + b"\n")
             self._file.flush()
         except OSError as error:
             raise StoreError(f"cannot write answers to {self._path}: {disk_reason(error)}") from error
@@ -131,7 +131,7 @@ class Mqtt:
         client.loop_start()
 
     def __call__(self, answer: Answer) -> None:
-        info = self._client.publish(self._topic, answer.to_json().encode(), _AT_LEAST_ONCE)
+        info = self._client.publish(self._topic, answer.to_json(), _AT_LEAST_ONCE)
         if info.rc == self._queue_full:
             self.dropped += 1
         else:

@@ -54,7 +54,12 @@ class Decision:
 
 
 class Switcher:
-    """Decides by margin against a threshold that it keeps up to date; deterministic for its seed and inputs."""
+    """Decides by margin against a threshold that it keeps up to date; deterministic for its seed and inputs.
+
+    Attributes:
+        table: what it was last chosen from, None before.
+        threshold: in force now; None while agreement is not estimable or no threshold keeps the bound.
+    """
 
     def __init__(self, config: SwitcherConfig) -> None:
         self._config = config
@@ -65,19 +70,14 @@ class Switcher:
         self._edge_ms = 0.0
         self._built_for_ms = math.nan
         self._since_build = 0
-        self._index: int | None = None
         self.table: ThresholdTable | None = None
-
-    @property
-    def threshold(self) -> float | None:
-        """In force now; None while agreement is not estimable or no threshold keeps the bound."""
-        return None if self.table is None or self._index is None else float(self.table.thresholds[self._index])
+        self.threshold: float | None = None
 
     def model_changed(self, calibration: Calibration) -> None:
         """A new student, or a new pool (then with an empty calibration): old margins and evidence say nothing of it."""
         self._margins.clear()
         self._evidence.reset(calibration.margins, calibration.agreements, calibration.propensities)
-        self.table = self._index = self._curve = None
+        self.table = self.threshold = self._curve = None
         self._since_build = self._config.rebuild_every
 
     def learn(self, margin: float, agreement: float, propensity: float) -> None:
@@ -127,8 +127,9 @@ class Switcher:
         costs = Costs(self._edge_ms, link.transit_ms, link.cloud_ms)
         self.table = ThresholdTable.build(self._margins.columns[0], self._curve, costs)
         if self._config.objective == "latency_bound":
-            self._index = self.table.largest_within(self._config.latency_bound_ms, self._config.latency_form)
+            index = self.table.largest_within(self._config.latency_bound_ms, self._config.latency_form)
         elif self._curve is None:
-            self._index = None
+            index = None
         else:
-            self._index = self.table.smallest_cloud_use(self._config.accuracy_target, self._config.caution)
+            index = self.table.smallest_cloud_use(self._config.accuracy_target, self._config.caution)
+        self.threshold = None if index is None else float(self.table.thresholds[index])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -133,12 +134,23 @@ class LabelPool:
         """
         similarities = embeddings @ self.embeddings.T  # (B, K)
         k = max(1, min(top_k, len(self.labels)))
-        # On a device this runs with cold caches after each session: methods and indexing, numpy's Python wrappers cost more.
-        order = (-similarities).argsort(axis=1, kind="stable")[:, : max(k, 2)]
-        ranked = similarities[np.arange(len(order))[:, None], order]
+        order = np.argsort(-similarities, axis=1, kind="stable")[:, : max(k, 2)]
+        ranked = np.take_along_axis(similarities, order, axis=1)
         second = ranked[:, 1] if ranked.shape[1] > 1 else self.unknown_floor
         top = ranked[:, 0]
         return Recognition(order[:, :k], ranked[:, :k], top - second, top < self.unknown_floor)
+
+    def best(self, embedding: np.ndarray) -> tuple[str, float, float]:
+        """Label (`UNKNOWN` below the floor), similarity and margin for one (D,) normalised embedding, as `recognise` ranks.
+
+        For frame after frame on a device: a session leaves the caches cold, and there one call into numpy and a list take a
+        third of the time that ranking a batch of one takes.
+        """
+        similarities = self.embeddings.dot(embedding).tolist()
+        top = max(similarities)
+        index = similarities.index(top)
+        similarities[index] = self.unknown_floor if len(similarities) == 1 else -math.inf
+        return UNKNOWN if top < self.unknown_floor else self.labels[index], top, top - max(similarities)
 
     def with_unknown(self, similarities: np.ndarray) -> np.ndarray:
         """(N, k) similarities to (N, k + 1): `UNKNOWN` as a label whose similarity is the floor, which is the best one

@@ -82,7 +82,7 @@ def record(stream: Stream, model: FoundationModel, student: str) -> tuple[Record
         running = Student(manifest, files)
         student_embeddings = np.concatenate([_embed(running, data) for data in stream.encoded])
         frames = itertools.cycle(stream.encoded)
-        device_ms = _timed(lambda: pool.recognise(_embed(running, next(frames)), top_k=1), _FRAMES)
+        device_ms = _timed(lambda: pool.best(_embed(running, next(frames))[0]), _FRAMES)
     fm_embeddings = np.concatenate(
         [
             model.embed_images([decode_image(data) for data in stream.encoded[start : start + _BATCHES[-1]]])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -28,12 +28,10 @@ def test_the_keys_are_these_and_documented(answer):
     assert not {field.name for field in fields(Answer)} - names
 
 
-def test_values_survive_and_numbers_are_short(answer):
+def test_values_survive_on_one_line(answer):
     line = answer.to_json()
-    assert "\n" not in line and "café" in line and '"similarity": 0.123457' in line
-    written = json.loads(line)
-    assert written.pop("similarity") == pytest.approx(answer.similarity, abs=1e-6)
-    assert all(getattr(answer, key) == value for key, value in written.items())
+    assert b"\n" not in line and "café" in line.decode()
+    assert json.loads(line) == asdict(answer)
 
 
 def test_the_page_of_the_record_explains_every_field():

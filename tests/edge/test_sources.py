@@ -63,7 +63,7 @@ def test_every_image_in_the_order_of_the_names(write, contents):
 def test_a_name_that_is_not_utf_8_can_be_written(write, contents, answer):
     (frame,) = open_source(write([os.fsdecode(b"caf\xe9.jpg")], contents[:1]))
     assert frame.sample_id == r"caf\xe9.jpg" and frame.content == contents[0]
-    replace(answer, sample_id=frame.sample_id).to_json().encode()
+    replace(answer, sample_id=frame.sample_id).to_json()
 
 
 def test_a_prefix_chooses(write, contents):

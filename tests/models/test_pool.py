@@ -65,6 +65,24 @@ def test_without_a_floor_the_nearest_label_is_always_given():
     assert pool.answers(pool.recognise(-np.ones((1, 4), np.float32) / 2)) == ["cat"]
 
 
+@pytest.mark.parametrize(("count", "floor"), [(50, 0.5), (50, -1.0), (2, 0.1), (1, 0.2), (1, -1.0)])
+def test_one_sample_is_answered_as_in_a_batch(count, floor):
+    rng = np.random.default_rng(count)
+    embeddings = normalise(rng.normal(size=(count, 16)))
+    pool = LabelPool(tuple(f"label {i}" for i in range(count)), embeddings, "fm", floor)
+    samples = np.vstack([normalise(rng.normal(size=(40, 16))), embeddings[:1]])
+    found = pool.recognise(samples, top_k=1)
+    assert (floor == -1.0) != (0 < found.unknown.sum() < len(samples))
+    for place, (label, row) in enumerate(zip(pool.answers(found), samples, strict=True)):
+        said, similarity, margin = pool.best(row)
+        assert said == label
+        assert (similarity, margin) == pytest.approx((found.similarities[place, 0], found.margins[place]), abs=1e-6)
+
+
+def test_the_first_of_equally_near_labels_is_the_best():
+    assert _pool().best(normalise(np.array([0.0, 1.0, 1.0, 0.0])))[::2] == (_pool().labels[1], 0.0)
+
+
 def test_a_pool_of_one_measures_its_margin_from_the_floor():
     found = _pool(floor=0.2, count=1).recognise(np.eye(4, dtype=np.float32)[:1])
     assert found.margins[0] == pytest.approx(0.8)
