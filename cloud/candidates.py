@@ -101,6 +101,8 @@ def _with_tail(
     from .tail_training import embed_with, train_tail
 
     torch.use_deterministic_algorithms(True)
+    # Which would fill memory that is written anyhow: an eighth of a step, for the same bits.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
     torch.manual_seed(config.seed)
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -6,13 +6,16 @@ environments/<name>/current                 number of the running version, repla
 environments/<name>/pool.json               the running pool, replaced atomically
 environments/<name>/schedule.json           when its student learned last, replaced atomically (`trainer`)
 environments/<name>/descriptions.json       labels still to be described, replaced atomically (`enrichment`)
+runs/<some name>/                           what a customization under way works on
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..models.cache import write_atomic
@@ -20,6 +23,8 @@ from ..models.checks import ENVIRONMENT_NAME, check_environment_name
 from ..models.errors import InputError, ModelError, StoreError, disk_reason
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest, verify_file
+
+RUNS_FOLDER = "runs"
 
 
 class Registry:
@@ -50,6 +55,18 @@ class Registry:
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise InputError(f"a blob is named by 64 hex digits, got {sha256[:80]!r}")
         return self.root / "blobs" / sha256
+
+    @contextmanager
+    def run_folder(self) -> Iterator[Path]:
+        """For one customization: on the registry's disk, so that its files are links; the next start removes what a kill left."""
+        runs = self.root / RUNS_FOLDER
+        try:
+            runs.mkdir(exist_ok=True)
+            folder = tempfile.TemporaryDirectory(dir=runs)
+        except OSError as error:
+            raise StoreError(f"no customization can run in {runs}: {disk_reason(error)}") from error
+        with folder as name:
+            yield Path(name)
 
     def materialise(self, manifest: StudentManifest, folder: Path) -> None:
         """Lays a version's files side by side in `folder`, verified; hard links where the disk allows."""

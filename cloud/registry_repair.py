@@ -4,19 +4,20 @@ A version is whole when its manifest can be read and its files have their size a
 be read or names a version that is not whole is set to the nearest whole ancestor, or else to the highest whole version,
 and that is logged as an error. The versions of an environment without a whole one are set aside, and it starts anew. A pool
 whose pointer is damaged is found again among the blobs.
-Temporary files and blobs that nothing names are removed.
+Temporary files, what killed customizations left, and blobs that nothing names are removed.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from ..models.errors import EdgeFMError, ModelError, StoreError
 from ..models.pool import LabelPool
 from ..models.versions import BlobRef, StudentManifest, sha256_hex, verify_file
-from .registry import Registry
+from .registry import RUNS_FOLDER, Registry
 
 log = logging.getLogger("edgefm.cloud.registry")
 
@@ -49,6 +50,10 @@ def repair(registry: Registry) -> Repairs:
 
 def _repair(registry: Registry) -> Repairs:
     repairs = Repairs()
+    runs = registry.root / RUNS_FOLDER
+    for left in runs.iterdir() if runs.is_dir() else ():
+        shutil.rmtree(left)
+        repairs.temporaries_removed += 1
     for path in registry.root.rglob(".*"):
         if path.is_file():
             path.unlink()

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,8 +43,7 @@ async def customize(
     Raises:
         CustomizationError: the child failed.
     """
-    with tempfile.TemporaryDirectory(prefix="edgefm-customize-") as folder:
-        root = Path(folder)
+    with registry.run_folder() as root:
         job, running = await asyncio.to_thread(_lay_out, root, registry, store, environment, config, since)
         await _run_child(root / "job.json")
         outcome = TypeAdapter(Outcome).validate_json((job.output / RESULT_FILE).read_bytes())
@@ -72,7 +70,8 @@ def _lay_out(
 async def _run_child(job: Path) -> None:
     # A lower priority keeps the answers fast while a student learns.
     command = ("nice", "-n", "10", sys.executable, "-m", "edgefm.cloud.customize", str(job), str(os.getpid()))
-    child = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    own_temporaries = os.environ | {"TMPDIR": str(job.parent)}  # a killed run's are gone with its folder
+    child = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE, env=own_temporaries)
     try:
         _, stderr = await child.communicate()
     except asyncio.CancelledError:

@@ -17,6 +17,7 @@ import pytest
 from edgefm.cloud.customize import RESULT_FILE, Job, Outcome, load_data
 from edgefm.cloud.environments import Environments
 from edgefm.cloud.learning import fit_closed_form, held_out_mask, judge
+from edgefm.cloud.registry import RUNS_FOLDER
 from edgefm.cloud.store import SampleStore
 from edgefm.cloud.trainer import CustomizationError, customize
 from edgefm.models.head import Head
@@ -166,3 +167,4 @@ def test_a_run_that_cannot_succeed_says_why_and_leaves_the_version(learnt, tmp_p
     with pytest.raises(CustomizationError, match="no readable sample of yard"):
         asyncio.run(customize(registry, tmp_path / "empty", "yard", ONE_THREAD))
     assert registry.current("yard") == before
+    assert not list((registry.root / RUNS_FOLDER).iterdir())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgefm.cloud.registry import Registry
+from edgefm.cloud.registry import RUNS_FOLDER, Registry
 from edgefm.cloud.registry_repair import Repairs, repair
 from edgefm.models.confidence import Confidence
 from edgefm.models.errors import ModelError, StoreError
@@ -114,7 +114,9 @@ def test_leftovers_are_removed_and_what_is_named_stays(registry: Registry):
     (registry.root / "blobs" / f".{'a' * 64}.x1y2").write_bytes(b"half")
     (registry.root / "environments" / "yard" / ".current.abc").write_bytes(b"")
     registry.put_blob("head", b"of a version that was never published")
-    assert repair(registry) == Repairs(temporaries_removed=2, blobs_removed=1)
+    registry.materialise(registry.current("yard"), registry.root / RUNS_FOLDER / "killed" / "running")
+    assert repair(registry) == Repairs(temporaries_removed=3, blobs_removed=1)
+    assert not list((registry.root / RUNS_FOLDER).iterdir())
     assert sorted((registry.root / "blobs").iterdir()) == named
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from edgefm.cloud.config import CustomizationConfig
 from edgefm.cloud.environments import Environments
 from edgefm.cloud.learning import held_out_mask
+from edgefm.cloud.registry import RUNS_FOLDER
 from edgefm.cloud.trainer import Past, Schedule
 from edgefm.models.pool import normalise
 from edgefm.models.versions import GRAPH_FILE, HEAD_FILE, TAIL_FILE, TRUNK_FILE
@@ -90,7 +91,7 @@ def test_what_learnt_from_a_version_that_was_rolled_back_is_not_published(
         version0 = environments.registry.current("yard")
         parent = environments.registry.publish(version0.model_copy(update={"parent": 0}), {})
         await keep_all(environments, "yard", pictures.images, pictures.embeddings)  # starts a run from version 1
-        await asyncio.sleep(1)
+        await until(lambda: any(environments.registry.root.glob(f"{RUNS_FOLDER}/*/job.json")))  # it has its parent
         await environments.rollback("yard", 0)
         await until(lambda: any("event=customized" in record.getMessage() for record in caplog.records))
         assert parent.version == 1 and environments.registry.versions("yard") == [0, 1]
