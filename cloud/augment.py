@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from ..models.images import Preprocess
 from ..models.runtime import OnnxModel
+from .ahead import ahead
 
 
 def camera_view(image: Image.Image, seed: int) -> Image.Image:
@@ -33,8 +34,10 @@ def trunk_views(
     trunk: OnnxModel, preprocess: Preprocess, images: Sequence[Image.Image], seeds: Sequence[int], views: int
 ) -> np.ndarray:
     """(B, views, C, h, w) float16 trunk activations of B images; the first view is the image itself."""
-    each = [trunk(preprocess.batch(images))]
-    for view in range(1, views):
-        seen = [camera_view(image, seed + view) for image, seed in zip(images, seeds, strict=True)]
-        each.append(trunk(preprocess.batch(seen)))
-    return np.stack(each, axis=1).astype(np.float16)
+
+    def prepared() -> Iterator[np.ndarray]:
+        yield preprocess.batch(images)
+        for view in range(1, views):
+            yield preprocess.batch([camera_view(image, seed + view) for image, seed in zip(images, seeds, strict=True)])
+
+    return np.stack([trunk(batch) for batch in ahead(prepared())], axis=1).astype(np.float16)

@@ -34,6 +34,7 @@ from ..models.pool import LabelPool
 from ..models.runtime import OnnxModel
 from ..models.students import StudentProfile, student_profile
 from ..models.versions import GRAPH_FILE, HEAD_FILE, TAIL_FILE, TRUNK_FILE, Calibration, StudentManifest, sha256_hex
+from .ahead import ahead
 from .augment import trunk_views
 from .candidates import Candidate, best_candidate
 from .config import CustomizationConfig
@@ -145,11 +146,15 @@ class _Data:
             digests = [self.stored.sha256[row] for row in rows[start : start + _BATCH]]
             yield [decode_image(image_path(store, digest).read_bytes()) for digest in digests]
 
+    def prepared(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """The same as the student takes them, (b, 3, S, S) each."""
+        return map(self.manifest.preprocess.batch, self.images(rows))
+
     def trunk_views(self, rows: np.ndarray, views: int) -> np.ndarray:
         profile = student_profile(self.manifest.profile)
         trunk = OnnxModel(trunk_graph(profile.backbone, profile.input_size), self.job.config.threads)
         parts = []
-        for start, images in zip(range(0, len(rows), _BATCH), self.images(rows), strict=True):
+        for start, images in zip(range(0, len(rows), _BATCH), ahead(self.images(rows)), strict=True):
             seeds = [int(self.stored.sha256[row][:8], 16) for row in rows[start : start + _BATCH]]
             parts.append(trunk_views(trunk, self.manifest.preprocess, images, seeds, views))
         return np.concatenate(parts)
@@ -157,7 +162,7 @@ class _Data:
     def embed(self, version: Path, rows: np.ndarray) -> np.ndarray:
         """(len(rows), D): what the version in this folder says."""
         student = OnnxModel(version / GRAPH_FILE, self.job.config.threads)
-        return np.concatenate([student(self.manifest.preprocess.batch(images)) for images in self.images(rows)])
+        return np.concatenate([student(batch) for batch in ahead(self.prepared(rows))])
 
 
 def load_data(job: Job, manifest: StudentManifest) -> _Data:
@@ -176,9 +181,10 @@ def load_data(job: Job, manifest: StudentManifest) -> _Data:
     weights = sample_weights(stored.propensities, job.config.weight_cap)
     data = _Data(job, manifest, stored, weights, np.empty(0))
     missing = [row for row, digest in enumerate(stored.sha256) if digest not in features]
-    for start, images in zip(range(0, len(missing), _BATCH), data.images(np.array(missing, int)), strict=True):
+    batches = ahead(data.prepared(np.array(missing, int)))
+    for start, batch in zip(range(0, len(missing), _BATCH), batches, strict=True):
         digests = [stored.sha256[row] for row in missing[start : start + _BATCH]]
-        computed = model(manifest.preprocess.batch(images))  # (b, F)
+        computed = model(batch)  # (b, F)
         cache.put(digests, computed)
         features.update(zip(digests, computed, strict=True))
     return replace(data, features=np.stack([features[digest] for digest in stored.sha256]))
@@ -264,10 +270,9 @@ def _quantised(
     """The candidate in INT8, or as it is where that costs too much agreement."""
     from ..models.student_graph import int8_files
 
-    preprocess = data.manifest.preprocess
     some = np.random.default_rng(data.job.config.seed).permutation(train)[:_INT8_CALIBRATION]
-    batches = (preprocess.batch(images) for images in data.images(some))
-    files = int8_files(student_profile(data.manifest.profile), candidate.head, candidate.tail, batches)
+    profile = student_profile(data.manifest.profile)
+    files = int8_files(profile, candidate.head, candidate.tail, data.prepared(some))
     folder = data.job.output / "int8"
     folder.mkdir()
     for name, content in files.items():
