@@ -36,7 +36,7 @@ SEPLLM, SINKS = Pattern(4, 256), Pattern(4, 256)
 _EAGER_TOKENS = 4096
 """Eager attention holds (H, T, T) scores, several times over."""
 _MEMORY_TOKENS = 4096
-_DAPE_TOKENS = 1024
+_DAPE_TOKENS = 2048
 """On a CPU, where eager DAPE takes most of a minute forward and backward at 4,096 tokens, and gigabytes."""
 _FLEX_TOKENS = 4096
 """On a CPU, where PyTorch makes block masks of (T, T) numbers, several times over: tens of GB at 16,384 tokens."""
