@@ -101,7 +101,7 @@ def _with_tail(
     from .tail_training import embed_with, train_tail
 
     torch.use_deterministic_algorithms(True)
-    # Which would fill memory that is written anyhow: an eighth of a step, for the same bits.
+    # It would fill new memory, which is written anyhow: an eighth of a step, for the same bits.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
     torch.manual_seed(config.seed)
     if config.threads:

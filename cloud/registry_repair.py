@@ -52,8 +52,10 @@ def _repair(registry: Registry) -> Repairs:
     repairs = Repairs()
     runs = registry.root / RUNS_FOLDER
     for left in runs.iterdir() if runs.is_dir() else ():
-        shutil.rmtree(left)
-        repairs.temporaries_removed += 1
+        if left.is_dir():
+            # What is in the way of removing it, such as the run's process in its last half second, stops no start.
+            shutil.rmtree(left, ignore_errors=True)
+            repairs.temporaries_removed += not left.exists()
     for path in registry.root.rglob(".*"):
         if path.is_file():
             path.unlink()

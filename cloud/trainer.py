@@ -42,6 +42,7 @@ async def customize(
 
     Raises:
         CustomizationError: the child failed.
+        StoreError: the disk takes no folder for it.
     """
     with registry.run_folder() as root:
         job, running = await asyncio.to_thread(_lay_out, root, registry, store, environment, config, since)

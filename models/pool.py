@@ -141,7 +141,7 @@ class LabelPool:
         return Recognition(order[:, :k], ranked[:, :k], top - second, top < self.unknown_floor)
 
     def best(self, embedding: np.ndarray) -> tuple[str, float, float]:
-        """Label (`UNKNOWN` below the floor), similarity and margin for one (D,) normalised embedding, as `recognise` ranks.
+        """Label (`UNKNOWN` below the floor), similarity and margin of one (D,) embedding, as by `recognise` but for rounding.
 
         For frame after frame on a device: a session leaves the caches cold, and there one call into numpy and a list take a
         third of the time that ranking a batch of one takes.

@@ -115,8 +115,10 @@ def test_leftovers_are_removed_and_what_is_named_stays(registry: Registry):
     (registry.root / "environments" / "yard" / ".current.abc").write_bytes(b"")
     registry.put_blob("head", b"of a version that was never published")
     registry.materialise(registry.current("yard"), registry.root / RUNS_FOLDER / "killed" / "running")
+    note = registry.root / RUNS_FOLDER / "somebody's note"
+    note.write_text("kept")
     assert repair(registry) == Repairs(temporaries_removed=3, blobs_removed=1)
-    assert not list((registry.root / RUNS_FOLDER).iterdir())
+    assert list((registry.root / RUNS_FOLDER).iterdir()) == [note]
     assert sorted((registry.root / "blobs").iterdir()) == named
 
 
