@@ -154,7 +154,7 @@ class _Data:
         profile = student_profile(self.manifest.profile)
         trunk = OnnxModel(trunk_graph(profile.backbone, profile.input_size), self.job.config.threads)
         parts = []
-        for start, images in zip(range(0, len(rows), _BATCH), ahead(self.images(rows)), strict=True):
+        for start, images in zip(range(0, len(rows), _BATCH), self.images(rows), strict=True):
             seeds = [int(self.stored.sha256[row][:8], 16) for row in rows[start : start + _BATCH]]
             parts.append(trunk_views(trunk, self.manifest.preprocess, images, seeds, views))
         return np.concatenate(parts)

@@ -84,7 +84,7 @@ def score_student(registry: Registry, environment: str, version: int, images: Se
         registry.materialise(manifest, Path(folder))
         student = Student(manifest, Path(folder))
         for image in images:
-            label, _, margin = pool.best(student.embed(student.preprocess(decode_image(image)))[0])
+            _, label, _, margin = student.recognise(student.preprocess(decode_image(image)), pool)
             answers.append(label)
             margins.append(margin)
     return StudentScores(np.array(answers, dtype=object), np.array(margins))

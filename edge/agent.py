@@ -246,15 +246,14 @@ class Agent:
         batch = running.student.preprocess(image)
         preprocessed = _now_ms()
         try:
-            embedding = running.student.embed(batch)
+            embedding, label, similarity, margin = running.student.recognise(batch, running.pool)
         except ModelError as error:
             self._swap(self._updater.fall_back(running, error))
             return self._answer_locally(frame)
-        label, similarity, margin = running.pool.best(embedding[0])
         return _Local(
             frame=frame,
             running=running,
-            embedding=embedding[0],
+            embedding=embedding,
             started_ms=started,
             label=label,
             similarity=similarity,

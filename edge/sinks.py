@@ -21,7 +21,7 @@ log = logging.getLogger("edgefm.edge.sinks")
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _AT_LEAST_ONCE = 1
-_LONGEST_RECORD = 65_536  # bytes; most have some 700
+_LONGEST_RECORD = 65_536  # bytes; most have some 600
 MQTT_QUEUE = 1000
 """Answers kept in memory while the broker is away, at most; some 600 bytes each."""
 

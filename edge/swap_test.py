@@ -141,7 +141,7 @@ def sign_test(lost: int, won: int) -> float:
 
 
 def _agrees(student: Student, pool: LabelPool, image: Image.Image, label: str) -> bool:
-    return pool.best(student.embed(student.preprocess(image))[0])[0] == label
+    return student.recognise(student.preprocess(image), pool)[1] == label
 
 
 def _least_ms(candidate: Student, running: Student, image: Image.Image) -> tuple[float, float]:

@@ -10,16 +10,13 @@ class Window:
 
     def __init__(self, capacity: int, width: int) -> None:
         self._rows = np.empty((width, capacity))
-        self._each = tuple(self._rows)  # a number set in a column costs a third of a row set across them
         self._added = 0
 
     def __len__(self) -> int:
         return min(self._added, self._rows.shape[1])
 
     def add(self, *row: float) -> None:
-        place = self._added % self._rows.shape[1]
-        for column, value in zip(self._each, row, strict=True):
-            column[place] = value
+        self._rows[:, self._added % self._rows.shape[1]] = row
         self._added += 1
 
     def clear(self) -> None:

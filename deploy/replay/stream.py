@@ -25,6 +25,7 @@ from ...models.confidence import graded_agreement
 from ...models.errors import CloudError, InputError
 from ...models.foundation import FoundationModel, build_pool
 from ...models.images import decode_image
+from ...models.pool import LabelPool
 from ..bench.clouds import cloud_without_learning, register
 from .recording import Recording
 from .timing import BatchCost, CloudProfile, Cost, Timing
@@ -80,9 +81,9 @@ def record(stream: Stream, model: FoundationModel, student: str) -> tuple[Record
         files = Path(folder) / "student"
         registry.materialise(manifest, files)
         running = Student(manifest, files)
-        student_embeddings = np.concatenate([_embed(running, data) for data in stream.encoded])
+        student_embeddings = np.stack([_seen(running, data, pool)[0] for data in stream.encoded])
         frames = itertools.cycle(stream.encoded)
-        device_ms = _timed(lambda: pool.best(_embed(running, next(frames))[0]), _FRAMES)
+        device_ms = _timed(lambda: _seen(running, next(frames), pool), _FRAMES)
     fm_embeddings = np.concatenate(
         [
             model.embed_images([decode_image(data) for data in stream.encoded[start : start + _BATCHES[-1]]])
@@ -105,8 +106,8 @@ def record(stream: Stream, model: FoundationModel, student: str) -> tuple[Record
     return recording, Timing(*_percentiles(device_ms))
 
 
-def _embed(student: Student, encoded: bytes) -> np.ndarray:
-    return student.embed(student.preprocess(decode_image(encoded)))
+def _seen(student: Student, encoded: bytes, pool: LabelPool) -> tuple[np.ndarray, str, float, float]:
+    return student.recognise(student.preprocess(decode_image(encoded)), pool)
 
 
 def measure_cloud(stream: Stream, model: FoundationModel, student: str) -> CloudProfile:
