@@ -176,7 +176,8 @@ class _Soak:
         logs: Sequence[Path] = [*self._cloud.logs, *(log for agent in agents for log in agent.logs)]
         errors, broken = read_logs(logs)
         wanted, lost = check_uploads(agents, self._cloud.data_dir)
-        broken += journal.broken + self._requests.unhandled + lost + check_store(self._cloud.data_dir)
+        broken += journal.broken + self._requests.unhandled + lost
+        broken += check_store(self._cloud.data_dir, {agent.spec.stream.environment for agent in agents})
         for agent in agents:
             broken += check_agent(agent)
         return summarise(

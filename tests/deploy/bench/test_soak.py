@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from edgefm.cloud.registry import Registry
 from edgefm.cloud.store import Labelled, NewSample, SampleStore, image_path
 from edgefm.deploy.bench.soak import bench_soak
 from edgefm.deploy.bench.soak_agent import AgentSpec, AnswerSeen, Leg, SoakAgent, Stream
@@ -17,6 +18,7 @@ from edgefm.deploy.bench.soak_faults import Journal, Lane
 from edgefm.deploy.bench.soak_memory import Memory
 from edgefm.edge.spool import Spool
 from edgefm.models.errors import ConfigError, EdgeFMError
+from edgefm.models.pool import LabelPool
 from rich.console import Console
 
 DAMAGED = frozenset({2})
@@ -91,13 +93,24 @@ def test_a_store_that_lost_an_image_or_kept_one_too_many_is_told(tmp_path):
     labelled = Labelled(np.zeros(4, np.float32), "cat", 0.1, "pool")
     kept = store.add([NewSample("yard", b"image %d" % i, labelled, 1.0, "camera") for i in range(3)])
     store.close()
-    assert check_store(tmp_path) == []
+    assert check_store(tmp_path, {"yard"}) == []
     image_path(tmp_path / "store", kept[0].sha256).unlink()
     image_path(tmp_path / "store", kept[1].sha256).write_bytes(b"other")
     image_path(tmp_path / "store", kept[2].sha256).with_name("f" * 64).write_bytes(b"nobody's")
-    missing, too_many, wrong = check_store(tmp_path)
+    missing, too_many, wrong = check_store(tmp_path, {"yard"})
     assert "1 stored samples without an image" in missing and "1 stored images without a sample" in too_many
     assert "1 stored images are not what their name says" in wrong
+
+
+def test_an_environment_that_devices_visit_must_run_a_whole_version(tmp_path):
+    SampleStore(tmp_path / "store").close()
+    registry = Registry(tmp_path / "registry")
+    pool = LabelPool(("cat",), np.ones((1, 1), np.float32), "fm")
+    for environment in ("yard", "qard"):
+        registry.set_pool(environment, pool)
+    assert check_store(tmp_path, set()) == []
+    (broken,) = check_store(tmp_path, {"yard"})
+    assert "yard ends with a version that is not whole" in broken
 
 
 def test_logs_are_counted_by_kind_and_a_traceback_is_a_broken_promise(tmp_path):
