@@ -232,10 +232,15 @@ class EdgeFMService(LabelService):
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"{len(request.refusals)} refusals in one call; at most {MAX_REFUSALS_PER_CALL}",
             )
+        heard = self._refusals[request.environment]
         for refusal in request.refusals:
             refusal.reason = refusal.reason[:_REASON_LENGTH]
             if refusal.WhichOneof("what") == "pool_version":
                 refusal.pool_version = refusal.pool_version[:MAX_NAME_LENGTH]
+            reported = pb.ReportedRefusal(device_id=request.device_id, refusal=refusal)
+            if reported in heard:  # a device repeats what it has seen no answer to
+                continue
+            heard.append(reported)
             kind = refusal.kind if refusal.kind in pb.Refusal.Kind.values() else pb.Refusal.KIND_UNSPECIFIED
             log.warning(
                 "event=refused_by_device device=%s environment=%s what=%s kind=%s reason=%s",
@@ -246,8 +251,6 @@ class EdgeFMService(LabelService):
                 refusal.reason,
             )
             self._metrics.refused(pb.Refusal.Kind.Name(kind))
-            reported = pb.ReportedRefusal(device_id=request.device_id, refusal=refusal)
-            self._refusals[request.environment].append(reported)
         return pb.ReportResponse()
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:  # noqa: N802

@@ -331,6 +331,11 @@ def test_refusals_are_told_to_an_operator(tmp_path: Path, serve, edgefm, fm: Fau
             cloud.stub.Report(pb.ReportRequest(device_id="d", environment="nowhere", refusals=refusals))
         (status,) = cloud.stub.Status(pb.StatusRequest()).environments
         assert [reported.refusal for reported in status.refusals] == refusals[-20:]
+        cloud.stub.Report(
+            pb.ReportRequest(device_id="d\n1", environment="yard", refusals=refusals[-3:])
+        )  # not heard of again
+        (status,) = cloud.stub.Status(pb.StatusRequest()).environments
+        assert [reported.refusal for reported in status.refusals] == refusals[-20:]
         assert metrics_of(cloud)["edgefm_cloud_refusals_total", "slow"] == 25
 
         def status_lines(*arguments: str) -> list[str]:
