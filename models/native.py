@@ -26,7 +26,7 @@ from .errors import KernelError, StoreError, disk_reason
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 
-def load(name: str, functions: Sequence[str], headers: Sequence[str] = ("vectors.h",)) -> ctypes.CDLL:
+def load(name: str, functions: Sequence[str], headers: Sequence[str]) -> ctypes.CDLL:
     """Builds a source file unless it is in the cache, and loads it; its functions return nothing.
 
     Args:

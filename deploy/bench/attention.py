@@ -36,8 +36,8 @@ SEPLLM, SINKS = Pattern(4, 256), Pattern(4, 256)
 _EAGER_TOKENS = 4096
 """Eager attention holds (H, T, T) scores, several times over."""
 _MEMORY_TOKENS = 4096
-_DAPE_TOKENS = 2048
-"""On a CPU, where eager DAPE takes most of a minute forward and backward at 4,096 tokens, and gigabytes."""
+_EAGER_DAPE_TOKENS = 2048
+"""On a CPU, where eager DAPE V2 takes 10 GB at 4,096 tokens."""
 _FLEX_TOKENS = 4096
 """On a CPU, where PyTorch makes block masks of (T, T) numbers, several times over: tens of GB at 16,384 tokens."""
 _WARM_TOKENS = 128
@@ -71,12 +71,10 @@ def calls(tokens: int, place: Place) -> dict[str, dict[str, Call]]:
         "sa_softmax_normalised": _both(Pattern(), "sa_normalised"),
     }
     for name, network in networks.items():
-        if tokens <= _DAPE_TOKENS or place.device.type != "cpu":
-            network.to(place.device, place.dtype)
-            found[name] = {
-                "fused": lambda q, k, v, network=network: dape.attend(q, k, v, network),
-                "eager": lambda q, k, v, network=network: dape.reference(q, k, v, network),
-            }
+        network.to(place.device, place.dtype)
+        found[name] = {"fused": lambda q, k, v, network=network: dape.attend(q, k, v, network)}
+        if tokens <= _EAGER_DAPE_TOKENS or place.device.type != "cpu":
+            found[name]["eager"] = lambda q, k, v, network=network: dape.reference(q, k, v, network)
     lacking = {"eager"} if tokens > _EAGER_TOKENS else set()
     if tokens > _FLEX_TOKENS and place.device.type == "cpu":
         lacking.add("flex")

@@ -74,9 +74,9 @@ def cloud(
 def kernels() -> None:
     """Builds the language model's kernels for this processor, ahead of their first use, with its C++ compiler."""
     with extra("cloud"):
-        from ...models.attention import cpu
+        from ...models.attention import cpu, dape_cpu
         from ...models.language import products, step
-    for library in (cpu.library(), products.library(), step.library()):
+    for library in (cpu.library(), dape_cpu.library(), products.library(), step.library()):
         typer.echo(library._name)
 
 

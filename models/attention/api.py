@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,8 @@ _EVERYTHING = 2**30
 
 @dataclass(frozen=True)
 class Choice:
-    """`name`: `sdpa`, `row` (one query, and no more than a row of scores), `c++`, `triton` or `reference`; `why` in words."""
+    """`name`: `sdpa`, `row` (one query, and no more than a row of scores), `c++`, `triton`, `blocks` (DAPE's, of queries) or
+    `reference`; `why` in words."""
 
     name: str
     why: str
@@ -57,7 +59,7 @@ def attend(
     _check(q, k, v, separators, visible)
     separators, visible = (None if mask is None else mask.to(q.device) for mask in (separators, visible))
     choice = choose(q, pattern, form, k.shape[2], separators, visible)
-    _tell(choice, form, q.device.type)
+    tell(choice, form, q.device.type)
     if choice.name == "sdpa":
         return scaled_dot_product_attention(
             q, k, v, is_causal=q.shape[2] > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
@@ -134,7 +136,7 @@ def choose(
     if form == "softmax" and _sees_all(pattern, keys) and visible is None and queries == keys:
         return Choice("sdpa", "PyTorch's kernel does causal softmax")
     if q.device.type == "cpu":
-        why = cpu.fits(q) or _native_missing()
+        why = cpu.fits(q) or native_missing(cpu.library)
         return Choice("reference", why) if why else Choice("c++", "fused, in float32")
     if q.device.type == "cuda":
         why = _triton_unfit(q)
@@ -143,9 +145,10 @@ def choose(
 
 
 @functools.cache
-def _native_missing() -> str | None:
+def native_missing(library: Callable[[], object]) -> str | None:
+    """Why kernels of C++ cannot be had here; None where they can."""
     try:
-        cpu.library()
+        library()
     except EdgeFMError as error:
         return str(error)
     return None
@@ -160,8 +163,9 @@ def _triton_unfit(q: torch.Tensor) -> str | None:
 
 
 @functools.cache
-def _tell(choice: Choice, form: Form, device: str) -> None:
-    slow = choice.name == "reference"
+def tell(choice: Choice, form: str, device: str) -> None:
+    """Logs which implementation runs: once for each choice, as a warning where it is not fused."""
+    slow = choice.name in ("reference", "blocks")
     _LOG.log(
         logging.WARNING if slow else logging.INFO,
         "event=attention implementation=%s form=%s device=%s why=%r",

@@ -32,7 +32,9 @@ class _Shape(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL:
     """Raises KernelError, StoreError: see `edgefm.models.native.load`."""
-    return load("attention/kernels.cpp", ("attention_forward", "attention_backward"))
+    return load(
+        "attention/kernels.cpp", ("attention_forward", "attention_backward"), ("vectors.h", "attention/tiles.h")
+    )
 
 
 def fits(q: torch.Tensor) -> str | None:

@@ -4,8 +4,9 @@ The scores A (scaled, before the softmax) and a bias B of the distance go throug
 f([A; B]), and the attention is softmax(A + B + f([A; B])). V1's network works on each pair of positions alone, V2's convolves
 three neighbouring keys, causally cut first: without the cut a score would see the key behind the query.
 
-`reference` holds all (H, T, T) scores, as written in the papers. `attend` works on blocks of queries, to the last key that a
-block sees, and recomputes them in the backward pass: it keeps no more than (H, block, T).
+`reference` holds all (H, T, T) scores, as written in the papers. `attend` never does: on a CPU a kernel works on a block of
+queries and a chunk of keys at a time, and elsewhere PyTorch on a block of queries, to the last key that it sees; both compute
+scores again in the backward pass.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
+from . import cpu, dape_cpu
+from .api import Choice, native_missing, tell
 from .reference import repeated, scores
 
 Bias = Literal["alibi", "kerple", "fire"]
@@ -66,11 +69,13 @@ class DistanceBias(nn.Module):
         """Biases of the distance alone: each of the TQ + TK - 1 distances of consecutive positions once, along diagonals."""
         steps = torch.arange(1 - len(there), len(here), device=here.device)
         far = (steps + (here[0] - there[0])).clamp(min=0)  # no number leaves a GPU for it
+        return self.at(far).unfold(1, len(there), 1).flip(2)
+
+    def at(self, far: torch.Tensor) -> torch.Tensor:
+        """(H, N) biases of (N,) distances; of `alibi` and `kerple`, which depend on nothing else."""
         if self.kind == "alibi":
-            biases = -self.slopes[:, None] * far
-        else:
-            biases = -self.p.clamp(min=_LEAST)[:, None] * torch.log(1 + self.a.clamp(min=_LEAST)[:, None] * far)
-        return biases.unfold(1, len(there), 1).flip(2)
+            return -self.slopes[:, None] * far
+        return -self.p.clamp(min=_LEAST)[:, None] * torch.log(1 + self.a.clamp(min=_LEAST)[:, None] * far)
 
 
 class Dape(nn.Module):
@@ -114,6 +119,29 @@ class Dape(nn.Module):
         # there would make a score depend on how many keys follow.
         return a + b + self.network(nn.functional.pad(seen, (0, self.reach)))[..., : a.shape[-1]]
 
+    def tables(self, keys: int) -> tuple[torch.Tensor, ...]:
+        """What the kernel of dape.cpp wants of a layer whose bias is of the distance alone. Differentiable.
+
+        Returns:
+            `bias` (H, keys), `first` (C, keys + 1), `left` (C, keys), `w1` (taps, C, H), `w2` (taps, H, C).
+        """
+        bias = self.bias.at(torch.arange(keys))
+        heads = len(bias)
+        if self.network is None:
+            no_unit = [bias.new_zeros(shape) for shape in ((0, keys + 1), (0, keys), (1, 0, heads), (1, heads, 0))]
+            return bias, *no_unit
+        first, constant, last, last_constant = self.network.parameters()
+        of_scores, of_bias = first[:, :, 0].permute(2, 0, 1).split(heads, dim=2)  # (taps, C, H) each
+        near = nn.functional.pad(bias, (1, 0))  # of distances -1, 0, ...: a key behind the query is cut
+        middle = of_bias[self.reach] @ near + constant[:, None]
+        if self.reach:
+            # A unit at distance d sees the key behind it at d - 1 and the one before it at d + 1, which key 0 has not.
+            left = middle + of_bias[2] @ nn.functional.pad(near, (1, 0))[:, :-1]
+            middle = left + of_bias[0] @ nn.functional.pad(near, (0, 1))[:, 1:]
+        else:
+            left = middle
+        return bias + last_constant[:, None], middle, left[:, 1:], of_scores, last[:, :, 0].permute(2, 0, 1)
+
 
 def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> torch.Tensor:
     """Causal attention with every score at once; shapes as in `edgefm.models.attention.attend`."""
@@ -123,14 +151,33 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> 
     return torch.softmax(x, dim=-1) @ repeated(v, q.shape[1])
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape, block: int | None = None) -> torch.Tensor:
-    """The same by blocks of queries, of a size that suits the device: (H, T, T) scores never exist at once beyond one block.
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> torch.Tensor:
+    """The same without (H, T, T) scores; differentiable."""
+    choice = choose(q, dape)
+    tell(choice, "dape_v2" if dape.reach else "dape", q.device.type)
+    if choice.name == "c++":
+        return dape_cpu.Attention.apply(q, k, v, *dape.tables(k.shape[2]))  # pyright: ignore[reportReturnType]
+    return blocks(q, k, v, dape, _BLOCK.get(q.device.type, _BLOCK["cpu"]))
+
+
+def choose(q: torch.Tensor, dape: Dape) -> Choice:
+    """What `attend` would run."""
+    if dape.bias.kind == "fire":
+        why = "the bias depends on more than the distance"
+    elif dape.reach and not dape.cut:
+        why = "nothing is cut"
+    else:
+        why = cpu.fits(q) or native_missing(dape_cpu.library)
+    return Choice("blocks", f"PyTorch, as {why}") if why else Choice("c++", "fused, in float32")
+
+
+def blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape, block: int) -> torch.Tensor:
+    """By blocks of queries, in PyTorch: no scores exist at once beyond a block's, (H, block, T).
 
     A block of queries takes the keys up to its last query: the halo that the convolution reaches behind it is cut to 0, as the
     padding is. Differentiable; blocks are computed again in the backward pass.
     """
     queries, keys = q.shape[2], k.shape[2]
-    block = block or _BLOCK.get(q.device.type, _BLOCK["cpu"])
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *dape.parameters()))
     done = []
     for start in range(0, queries, block):

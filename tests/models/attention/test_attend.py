@@ -156,7 +156,7 @@ def test_what_runs_is_chosen_by_shape_and_told_once(caplog: pytest.LogCaptureFix
     assert choose(q[:, :, :1], Pattern(), "sa", 40).name == "row"
     assert choose(q.double(), Pattern(), "sa", 40).name == "reference"
     assert choose(q[..., :24], Pattern(), "sa", 40).why == "the head size 24 is no multiple of 16"
-    api._tell.cache_clear()
+    api.tell.cache_clear()
     with caplog.at_level(logging.INFO, "edgefm.models.attention"):
         for _ in range(2):
             attend(q, k, v, form="sa")
@@ -178,14 +178,14 @@ def test_without_a_compiler_the_equations_run_and_say_what_to_install(
     ):
         monkeypatch.setenv("CXX", compiler)
         monkeypatch.setenv("PATH", path)
-        for function in (cpu.library, api._native_missing, api._tell):
+        for function in (cpu.library, api.native_missing, api.tell):
             function.cache_clear()
         with caplog.at_level(logging.WARNING, "edgefm.models.attention"):
             found = attend(q, k, v, Pattern(2, 6), "sa", separators)
         assert said in caplog.records[-1].getMessage()
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert not list(tmp_path.glob("*.so"))
-    for function in (cpu.library, api._native_missing):
+    for function in (cpu.library, api.native_missing):
         function.cache_clear()
 
 

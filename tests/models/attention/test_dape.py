@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from edgefm.models.attention.dape import Bias, Dape, Network, attend, reference
-from edgefm.models.errors import ConfigError
+from edgefm.models.attention import dape_cpu
+from edgefm.models.attention.api import native_missing, tell
+from edgefm.models.attention.dape import Bias, Dape, Network, attend, blocks, choose, reference
+from edgefm.models.errors import ConfigError, KernelError
 
 BIASES: tuple[Bias, ...] = ("alibi", "kerple", "fire")
 NETWORKS: tuple[Network, ...] = ("none", "pointwise", "convolution")
@@ -32,7 +34,7 @@ def test_blocks_of_queries_equal_everything_at_once_with_its_gradients(bias: Bia
     learned = [*inputs, *dape.parameters()]
     grad = torch.randn(2, 4, 90, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = reference(*inputs, dape)  # pyright: ignore[reportCallIssue]
-    found = attend(*inputs, dape, block=32)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    found = blocks(*inputs, dape, block=32)  # pyright: ignore[reportCallIssue, reportArgumentType]
     torch.testing.assert_close(found, expected)
     grads = [torch.autograd.grad(x, learned, grad) for x in (found, expected)]
     torch.testing.assert_close(*grads)
@@ -42,7 +44,7 @@ def test_blocks_of_queries_equal_everything_at_once_with_its_gradients(bias: Bia
 @pytest.mark.parametrize("network", NETWORKS)
 def test_decoding_with_a_cache_equals_prefill(bias: Bias, network: Network):
     dape, (q, k, v) = layer(bias, network), made(40)
-    whole = attend(q, k, v, dape, block=16)
+    whole = blocks(q, k, v, dape, block=16)
     steps = [attend(q[:, :, i : i + 1], k[:, :, : i + 1], v[:, :, : i + 1], dape) for i in range(40)]
     torch.testing.assert_close(torch.cat(steps, dim=2), whole)
 
@@ -77,9 +79,111 @@ def test_no_scores_of_all_heads_and_positions_exist_at_once():
             return out
 
     with Watch():
-        attend(q, k, v, dape, block).sum().backward()
+        blocks(q, k, v, dape, block).sum().backward()
     assert largest <= 2 * 32 * block * (tokens + 1)  # the hidden layer of a block, for the batch of two
     assert largest < 2 * heads * tokens * tokens
+
+
+def smooth(dape: Dape) -> Dape:
+    """Hidden units of both signs, none so near 0 that float32 and float64 may disagree on which."""
+    if dape.network is not None:
+        first: torch.nn.Conv2d = dape.network[0]  # pyright: ignore[reportAssignmentType]
+        with torch.no_grad():
+            first.weight *= 0.05
+            first.bias.copy_(torch.tensor([3.0, -3.0]).repeat(16))
+    return dape
+
+
+@pytest.mark.parametrize("bias", ["alibi", "kerple"])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("batch", "heads", "key_heads", "queries", "keys"),
+    [
+        (1, 4, 2, 1, 1),
+        (2, 4, 4, 17, 17),
+        (2, 9, 3, 112, 112),
+        (1, 9, 3, 130, 130),
+        (2, 4, 2, 250, 250),
+        (1, 5, 1, 40, 290),
+        (1, 4, 2, 1, 240),
+    ],
+)
+def test_the_kernel_equals_the_equations_with_all_gradients(bias, network, batch, heads, key_heads, queries, keys):
+    """Over the borders of chunks and of blocks, heads in groups, and a cache."""
+    torch.manual_seed(0)
+    exact = smooth(Dape(heads, bias, network)).double()
+    rounded = Dape(heads, bias, network)
+    rounded.load_state_dict(exact.state_dict())
+    inputs = [torch.randn(batch, h, t, 32) for h, t in ((heads, queries), (key_heads, keys), (key_heads, keys))]
+    grad = torch.randn(batch, heads, queries, 32)
+    assert choose(inputs[0], rounded).name == "c++"
+    found, expected = [], []
+    for dape, dtype, run, into in (
+        (rounded, torch.float32, attend, found),
+        (exact, torch.float64, reference, expected),
+    ):
+        tensors = [x.to(dtype).requires_grad_() for x in inputs]
+        out = run(*tensors, dape)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        into += [out.detach(), *torch.autograd.grad(out, [*tensors, *dape.parameters()], grad.to(dtype))]
+    for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+        scale = (
+            other.abs().max().clamp(min=1)
+        )  # some of the parameters' are 0 but for rounding, such as the last constant's
+        torch.testing.assert_close(one / scale, (other / scale).float(), rtol=0, atol=1e-5 if i < 4 else 2e-4)
+
+
+@pytest.mark.parametrize("network", ["pointwise", "convolution"])
+def test_the_kernel_tells_a_unit_s_sign_at_every_place(network: Network):
+    torch.manual_seed(0)
+    dape, (q, k, v) = Dape(4, "kerple", network), (x.float().requires_grad_() for x in made(40))
+    learned = [q, k, v, *list(dape.parameters())[:-1]]  # the last constant's gradient is 0 but for rounding
+    found, expected = (torch.autograd.grad(run(q, k, v, dape).square().sum(), learned) for run in (attend, reference))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", NETWORKS)
+def test_in_the_kernel_a_future_token_changes_no_bit_and_decoding_equals_prefill(network: Network):
+    torch.manual_seed(0)
+    dape, (q, k, v) = Dape(4, "kerple", network), (x.float() for x in made(150))
+    whole = attend(q, k, v, dape)
+    steps = [attend(q[:, :, i : i + 1], k[:, :, : i + 1], v[:, :, : i + 1], dape) for i in range(0, 150, 7)]
+    torch.testing.assert_close(torch.cat(steps, dim=2), whole[:, :, ::7])
+    k[:, :, 115:], v[:, :, 115:] = -1e3 * k[:, :, 115:], 1e9
+    assert attend(q, k, v, dape)[:, :, :115].equal(whole[:, :, :115])
+
+
+def test_the_kernel_s_gradients_have_the_same_bits_each_time_and_halves_keep_their_dtype():
+    torch.manual_seed(0)
+    dape, inputs = Dape(4, "kerple", "convolution"), [x.bfloat16().requires_grad_() for x in made(200)]
+    learned = [*inputs, *dape.parameters()]
+    runs = []
+    for _ in range(3):
+        out = attend(*inputs, dape)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        runs.append([out, *torch.autograd.grad(out.float().sum(), learned)])
+    assert [x.dtype for x in runs[0]] == [torch.bfloat16] * 4 + [x.dtype for x in dape.parameters()]
+    assert all(x.equal(y) for run in runs[1:] for x, y in zip(runs[0], run, strict=True))
+
+
+def test_what_the_kernel_cannot_do_runs_by_blocks_and_says_why(monkeypatch, caplog):
+    q = torch.zeros(1, 4, 8, 16)
+    assert "more than the distance" in choose(q, Dape(4, "fire")).why
+    assert "nothing is cut" in choose(q, Dape(4, network="convolution", cut=False)).why
+    assert "float64" in choose(q.double(), Dape(4)).why and "multiple of 16" in choose(q[..., :9], Dape(4)).why
+
+    def none() -> None:
+        raise KernelError("no compiler at all")
+
+    monkeypatch.setattr(dape_cpu, "library", none)
+    dape = Dape(4)
+    expected = reference(q, q, q, dape)
+    try:
+        torch.testing.assert_close(attend(q, q, q, dape), expected)
+    finally:
+        native_missing.cache_clear()
+        tell.cache_clear()
+    (said,) = [r.getMessage() for r in caplog.records if "no compiler at all" in r.getMessage()]
+    assert said.startswith("event=attention implementation=blocks form=dape device=cpu")
 
 
 def test_an_unknown_bias_is_refused():
