@@ -157,9 +157,13 @@ void weigh(int rows, int dim, float *x, float *px, Running *running, float *summ
             vf least = all(-NONE);
             for (int j = 0; j < BK; j += VL) { vf y = load(row + j); y = y == NONE ? all(-NONE) : y; least = y < least ? y : least; }
             const float low = std::min(r.least, min_of(least));
-            float lows = low == r.least ? r.at_least : 0, tops = most == r.top ? r.at_top : 0;
-            for (int j = 0; j < BK; j++) lows += row[j] == low, tops += row[j] == most;
-            r.least = low, r.at_least = lows, r.at_top = tops;
+            vf lows{}, tops{};
+            for (int j = 0; j < BK; j += VL) {
+                vf y = load(row + j);
+                lows += y == low ? all(1) : vf{}, tops += y == most ? all(1) : vf{};
+            }
+            r.at_least = sum_of(lows) + (low == r.least ? r.at_least : 0), r.at_top = sum_of(tops) + (most == r.top ? r.at_top : 0);
+            r.least = low;
         }
         if (most != r.top) {
             const float factor = r.top == NONE ? 0 : std::exp(r.top - most);
