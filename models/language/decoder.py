@@ -19,7 +19,7 @@ from ..attention.cache import GrowingCache
 from ..attention.pattern import Form, Pattern
 from ..errors import ConfigError, InputError
 from . import rows
-from .dense import Dense
+from .dense import Dense, multiplies_halves
 from .quantised import Blocks, joined, quantised
 from .step import FusedStep, unfit
 from .weights import Checkpoint
@@ -249,7 +249,10 @@ class Decoder:
         pattern: Pattern = _ALL,
         kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return attend(q[None], k[None].to(q.dtype), v[None].to(q.dtype), pattern, self.form, kept)[0]
+        # Queries are rounded to what keys are, where that is faster: a bfloat16 prompt is read in two thirds of the time.
+        dtype = k.dtype if q.shape[1] > 1 and multiplies_halves(q.device) else q.dtype
+        found = attend(q[None].to(dtype), k[None].to(dtype), v[None].to(dtype), pattern, self.form, kept)[0]
+        return found.to(q.dtype)
 
     def _finished(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         x = x + layer.out(attended.transpose(0, 1).reshape(len(x), -1))

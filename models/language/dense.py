@@ -38,12 +38,12 @@ class Dense:
             return linear(x, self.weight)
         if x.device.type == "cpu" and len(x) <= FEW and not self.weight.shape[1] % 32 and not missing():
             return product(self.described, x)
-        if x.device.type != "cpu" or _multiplies_halves():
+        if multiplies_halves(x.device):
             return linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
         return linear(x, self.dense())
 
 
 @functools.cache
-def _multiplies_halves() -> bool:
+def multiplies_halves(device: torch.device) -> bool:
     """Whether PyTorch has a bfloat16 product for this processor; its stand-in takes four times float32's time."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
