@@ -56,7 +56,10 @@ def attend(
     Raises:
         ConfigError: shapes that do not fit each other.
     """
-    _check(q, k, v, separators, visible)
+    check(q, k, v)
+    for name, given in (("separators", separators), ("visible", visible)):
+        if given is not None and (given.shape != (k.shape[0], k.shape[2]) or given.dtype != torch.bool):
+            raise ConfigError(f"{name} must be bool (B, TK), got {given.dtype} {_told(given)} for keys {_told(k)}")
     separators, visible = (None if mask is None else mask.to(q.device) for mask in (separators, visible))
     choice = choose(q, pattern, form, k.shape[2], separators, visible)
     tell(choice, form, q.device.type)
@@ -173,9 +176,8 @@ def tell(choice: Choice, form: str, device: str) -> None:
     )
 
 
-def _check(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, separators: torch.Tensor | None, visible: torch.Tensor | None
-) -> None:
+def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Raises ConfigError: shapes that do not fit each other; see `attend`."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
         raise ConfigError(
             f"attention wants q (B, H, TQ, D), k and v (B, HK, TK, D); got {_told(q)}, {_told(k)}, {_told(v)}"
@@ -185,9 +187,6 @@ def _check(
             f"queries {_told(q)} do not fit keys {_told(k)}: the same batch and head size, heads a multiple of the keys', and no "
             "more queries than keys"
         )
-    for name, given in (("separators", separators), ("visible", visible)):
-        if given is not None and (given.shape != (k.shape[0], k.shape[2]) or given.dtype != torch.bool):
-            raise ConfigError(f"{name} must be bool (B, TK), got {given.dtype} {_told(given)} for keys {_told(k)}")
 
 
 def _told(x: torch.Tensor) -> str:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
 from . import cpu, dape_cpu
-from .api import Choice, native_missing, tell
+from .api import Choice, check, native_missing, tell
 from .reference import repeated, scores
 
 Bias = Literal["alibi", "kerple", "fire"]
@@ -89,6 +89,7 @@ class Dape(nn.Module):
     def __init__(self, heads: int, bias: Bias = "kerple", network: Network = "pointwise", cut: bool = True) -> None:
         super().__init__()
         self.bias = DistanceBias(bias, heads)
+        self.heads = heads
         self.cut = cut
         self.reach = 1 if network == "convolution" else 0
         kernel = (1, 2 * self.reach + 1)
@@ -125,8 +126,7 @@ class Dape(nn.Module):
         Returns:
             `bias` (H, keys), `first` (C, keys + 1), `left` (C, keys), `w1` (taps, C, H), `w2` (taps, H, C).
         """
-        bias = self.bias.at(torch.arange(keys))
-        heads = len(bias)
+        bias, heads = self.bias.at(torch.arange(keys)), self.heads
         if self.network is None:
             no_unit = [bias.new_zeros(shape) for shape in ((0, keys + 1), (0, keys), (1, 0, heads), (1, heads, 0))]
             return bias, *no_unit
@@ -152,7 +152,14 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> 
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> torch.Tensor:
-    """The same without (H, T, T) scores; differentiable."""
+    """The same without (H, T, T) scores; differentiable.
+
+    Raises:
+        ConfigError: shapes that do not fit each other, or the layer.
+    """
+    check(q, k, v)
+    if q.shape[1] != dape.heads:
+        raise ConfigError(f"a layer of {dape.heads} heads cannot place queries of {q.shape[1]}")
     choice = choose(q, dape)
     tell(choice, "dape_v2" if dape.reach else "dape", q.device.type)
     if choice.name == "c++":

@@ -186,6 +186,15 @@ def test_what_the_kernel_cannot_do_runs_by_blocks_and_says_why(monkeypatch, capl
     assert said.startswith("event=attention implementation=blocks form=dape device=cpu")
 
 
+def test_shapes_that_do_not_fit_are_refused_before_a_kernel_reads_them():
+    dape, (q, k, v) = Dape(4), (x.float() for x in made(20))
+    with pytest.raises(ConfigError, match="a layer of 4 heads cannot place queries of 2"):
+        attend(q[:, :2], k, v, dape)
+    for keys, values in ((k[:, :, 1:], v), (k[:, :, 1:], v[:, :, 1:]), (k[..., :8], v[..., :8])):
+        with pytest.raises(ConfigError, match=r"wants q|do not fit"):
+            attend(q, keys, values, dape)
+
+
 def test_an_unknown_bias_is_refused():
     with pytest.raises(ConfigError, match="alibi, kerple, fire"):
         Dape(4, "rope")  # pyright: ignore[reportArgumentType]
