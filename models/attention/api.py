@@ -187,6 +187,8 @@ def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
             f"queries {_told(q)} do not fit keys {_told(k)}: the same batch and head size, heads a multiple of the keys', and no "
             "more queries than keys"
         )
+    if not q.device == k.device == v.device:
+        raise ConfigError(f"q, k and v lie on different devices: {q.device}, {k.device}, {v.device}")
 
 
 def _told(x: torch.Tensor) -> str:

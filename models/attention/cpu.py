@@ -6,6 +6,7 @@ import ctypes
 import functools
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ..native import load, pointer
 from .pattern import EPSILON, Form
@@ -92,7 +93,7 @@ class Attention(torch.autograd.Function):
         shape = call.shape(q32, k32, window, form, scale)
         learns = any(x.requires_grad for x in (q, k, v))
         out = torch.empty_like(q32)
-        stats = torch.empty(*q32.shape[:3], 5) if learns else None
+        stats = q32.new_empty(*q32.shape[:3], 5) if learns else None
         plain = torch.empty_like(q32) if learns and form == "sa_normalised" else None
         library().attention_forward(ctypes.byref(shape), *map(pointer, (q32, k32, v32, out, stats, plain)))
         if learns:
@@ -101,12 +102,13 @@ class Attention(torch.autograd.Function):
         return out.to(q.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, out, stats, plain = ctx.saved_tensors
         shape = ctx.call.shape(q, k, *ctx.rest)
         grad = grad.to(torch.float32).contiguous()
         batch, heads, keys, dim = q.shape[0], q.shape[1], k.shape[2], q.shape[3]
-        dq, dk, dv = torch.zeros_like(q), torch.zeros(batch, heads, keys, dim), torch.zeros(batch, heads, keys, dim)
+        dq, dk, dv = torch.zeros_like(q), q.new_zeros(batch, heads, keys, dim), q.new_zeros(batch, heads, keys, dim)
         tensors = (q, k, v, out, stats, plain, grad, dq, dk, dv)
         library().attention_backward(ctypes.byref(shape), *map(pointer, tensors))
         dk, dv = (x.view(batch, k.shape[1], -1, keys, dim).sum(dim=2) for x in (dk, dv))

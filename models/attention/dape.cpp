@@ -15,7 +15,7 @@
 #include "vectors.h"
 
 constexpr int BQ = 16, W = 128;  // queries of a block, columns of a chunk
-constexpr int HALO = 8;          // columns on either side of a chunk under a convolution
+constexpr int HALO = 2;          // columns on either side of a chunk under a convolution
 constexpr float LEAK = 0.01f;
 
 extern "C" {
@@ -27,11 +27,11 @@ struct Shape {
     int32_t taps, threads;  // taps: 1, or 3 of a convolution
 };
 
-// `bias` (H, TK): of distances 0, 1, ...; the last constant of f is in it. `first` (C, TK + 1): what bias and constant give a
-// hidden unit at distances -1, 0, 1, ...; `left` (C, TK): the same at key 0, behind which there is none. `w1` (taps, C, H), `w2`
+// `bias` (H, TK): of distances 0, 1, ...; the last constant of f is in it. `units` (C, TK + 1): what bias and constant give a
+// hidden unit at distances -1, 0, 1, ...; `units_at_0` (C, TK): the same at key 0, behind which there is none. `w1` (taps, C, H), `w2`
 // (taps, H, C).
 struct Network {
-    const float *bias, *first, *left, *w1, *w2;
+    const float *bias, *units, *units_at_0, *w1, *w2;
 };
 }
 
@@ -40,15 +40,15 @@ namespace {
 // Tables by the key's place relative to the query, so that a row of keys reads a run of memory; 0 beyond what there is.
 struct Tables {
     long width, zero;  // the column of distance 0
-    std::vector<float> bias, first;
+    std::vector<float> bias, units;
 
     Tables(const Shape &s, const Network *f) : width((s.keys + HALO + BQ + 2 * W) / VL * VL), zero(s.keys - 1 + HALO) {
-        bias.assign(s.heads * width, 0.f), first.assign(s.hidden * width, 0.f);
+        bias.assign(s.heads * width, 0.f), units.assign(s.hidden * width, 0.f);
         if (!f) return;
         for (long h = 0; h < s.heads; h++)
             for (long d = 0; d < s.keys; d++) bias[h * width + zero - d] = f->bias[h * s.keys + d];
         for (long c = 0; c < s.hidden; c++)
-            for (long d = -1; d < s.keys; d++) first[c * width + zero - d] = f->first[c * (s.keys + 1) + d + 1];
+            for (long d = -1; d < s.keys; d++) units[c * width + zero - d] = f->units[c * (s.keys + 1) + d + 1];
     }
 };
 
@@ -95,8 +95,8 @@ template <int TAPS>
 void hidden_units(const Shape &s, const Network &f, const Tables &tables, const Chunk<TAPS> &chunk, long here, int wide,
                   const float *x, float *hidden) {
     for (int c = 0; c < s.hidden; c++) {
-        std::memcpy(hidden + c * W, tables.first.data() + c * tables.width + tables.zero + chunk.start - here, wide * 4);
-        if (TAPS > 1 && chunk.start <= 0) hidden[c * W - chunk.start] = f.left[c * s.keys + here];
+        std::memcpy(hidden + c * W, tables.units.data() + c * tables.width + tables.zero + chunk.start - here, wide * 4);
+        if (TAPS > 1 && chunk.start <= 0) hidden[c * W - chunk.start] = f.units_at_0[c * s.keys + here];
     }
     for (int t = 0; t < TAPS; t++)
         product(s.hidden, wide, s.heads, f.w1 + t * s.hidden * s.heads, s.heads, 1, x + t - TAPS / 2, BQ * W, hidden, W, true);
@@ -144,7 +144,7 @@ void forward(const Shape &s, const float *q, const float *k, const float *v, con
     const std::vector<float> kt = packed<TAPS>(s, k);
     const long blocks = (s.queries + BQ - 1) / BQ, chunks = Chunk<TAPS>::count(s.keys), group = s.heads / s.key_heads;
     const long chunk_size = s.dim * W, block_size = BQ * s.dim;
-#pragma omp parallel num_threads(s.threads)
+#pragma omp parallel num_threads(std::clamp<long>(s.batch * blocks, 1, s.threads))
     {
         Guarded x(s.heads * BQ * W), hidden(s.hidden * W), y(s.heads * W);
         std::vector<float> summed(s.heads * block_size), top(s.heads * BQ), sum(s.heads * BQ);
@@ -240,16 +240,16 @@ static void all_dots(int rows, int columns, int width, const float *a, long lda,
 
 // What one thread has found of the gradients that all queries add to.
 struct Found {
-    std::vector<float> dk, dv, dleft, dw1, dw2;  // of w1 and w2 as (taps, H, C), lanes apart
+    std::vector<float> dk, dv, dunits_at_0, dw1, dw2;  // of w1 and w2 as (taps, H, C), lanes apart
     Tables tables;
 
     explicit Found(const Shape &s)
-        : dk(s.key_heads * s.keys * s.dim), dv(dk.size()), dleft(s.hidden * s.keys), dw1(s.taps * s.hidden * s.heads * VL),
+        : dk(s.key_heads * s.keys * s.dim), dv(dk.size()), dunits_at_0(s.hidden * s.keys), dw1(s.taps * s.hidden * s.heads * VL),
           dw2(dw1.size()), tables(s, nullptr) {}
 };
 
 struct Gradients {
-    float *q, *k, *v, *bias, *first, *left, *w1, *w2;
+    float *q, *k, *v, *bias, *units, *units_at_0, *w1, *w2;
 };
 
 template <int TAPS>
@@ -259,8 +259,9 @@ void backward(const Shape &s, const float *q, const float *k, const float *v, co
     const std::vector<float> kt = packed<TAPS>(s, k), vt = packed<TAPS>(s, v);
     const long blocks = (s.queries + BQ - 1) / BQ, chunks = Chunk<TAPS>::count(s.keys), group = s.heads / s.key_heads;
     const long chunk_size = s.dim * W, of_weights = s.hidden * s.heads, head = BQ * W;
-    std::vector<Found> found(s.threads, Found(s));
-#pragma omp parallel num_threads(s.threads)
+    const int threads = (int)std::clamp<long>(blocks, 1, s.threads);
+    std::vector<Found> found(threads, Found(s));
+#pragma omp parallel num_threads(threads)
     {
         Guarded x(s.heads * head), dx(s.heads * head), hidden(s.hidden * W), dhidden(s.hidden * W), y(s.heads * W), dy(s.heads * W);
         std::vector<float> p(s.heads * head), delta(s.heads * BQ);
@@ -316,14 +317,14 @@ void backward(const Shape &s, const float *q, const float *k, const float *v, co
                             product(s.hidden, wide, s.heads, f.w2 + t * of_weights, 1, s.hidden, dy - t + TAPS / 2, W, dhidden, W, t > 0);
                         }
                         for (int c = 0; c < s.hidden; c++) {
-                            float *d = dhidden + c * W, *first_of = mine.tables.first.data() + c * tables.width + place;
+                            float *d = dhidden + c * W, *units = mine.tables.units.data() + c * tables.width + place;
                             const float *unit = hidden + c * W;
                             for (int j = 0; j < wide; j += VL) { vf z = load(d + j); store(d + j, load(unit + j) > 0 ? z : z * LEAK); }
                             std::fill(d, d + chunk.from, 0.f), std::fill(d + wide, d + W, 0.f);
                             float at_key_0 = 0;  // which has a table of its own
                             if (TAPS > 1 && chunk.start <= 0) std::swap(at_key_0, d[-chunk.start]);
-                            for (int j = 0; j < wide; j += VL) store(first_of + j, load(first_of + j) + load(d + j));
-                            if (TAPS > 1 && chunk.start <= 0) d[-chunk.start] = at_key_0, mine.dleft[c * s.keys + here] += at_key_0;
+                            for (int j = 0; j < wide; j += VL) store(units + j, load(units + j) + load(d + j));
+                            if (TAPS > 1 && chunk.start <= 0) d[-chunk.start] = at_key_0, mine.dunits_at_0[c * s.keys + here] += at_key_0;
                         }
                         float *slope = dx + i * W;
                         for (int t = 0; t < TAPS; t++) {
@@ -337,12 +338,12 @@ void backward(const Shape &s, const float *q, const float *k, const float *v, co
                     }
                     const int to = chunk.seen(first + rows - 1), last = chunk.last(to);
                     for (int h = 0; h < s.heads; h++) {
-                        const float *here = q + (at + h * s.queries) * s.dim, *g = grad + (at + h * s.queries) * s.dim;
+                        const float *own = q + (at + h * s.queries) * s.dim, *g = grad + (at + h * s.queries) * s.dim;
                         const long key = (h / group) * s.keys + chunk.start, keys_of = b * s.key_heads * s.keys;
                         const float *slope = dx + h * head + chunk.from, *weights = p.data() + h * head + chunk.halo;
                         product(rows, s.dim, to - chunk.from, slope, W, 1, k + (keys_of + key + chunk.from) * s.dim, s.dim,
                                 into.q + (at + h * s.queries) * s.dim, s.dim, true);
-                        product(to - chunk.from, s.dim, rows, slope, 1, W, here, s.dim, mine.dk.data() + (key + chunk.from) * s.dim, s.dim,
+                        product(to - chunk.from, s.dim, rows, slope, 1, W, own, s.dim, mine.dk.data() + (key + chunk.from) * s.dim, s.dim,
                                 true);
                         product(last - chunk.halo, s.dim, rows, weights, 1, W, g, s.dim, mine.dv.data() + (key + chunk.halo) * s.dim,
                                 s.dim, true);
@@ -363,8 +364,8 @@ void backward(const Shape &s, const float *q, const float *k, const float *v, co
         for (long h = 0; h < s.heads; h++)
             for (long d = 0; d < s.keys; d++) into.bias[h * s.keys + d] += of.bias[h * of.width + of.zero - d];
         for (long c = 0; c < s.hidden; c++) {
-            for (long d = -1; d < s.keys; d++) into.first[c * (s.keys + 1) + d + 1] += of.first[c * of.width + of.zero - d];
-            for (long d = 0; d < s.keys; d++) into.left[c * s.keys + d] += some.dleft[c * s.keys + d];
+            for (long d = -1; d < s.keys; d++) into.units[c * (s.keys + 1) + d + 1] += of.units[c * of.width + of.zero - d];
+            for (long d = 0; d < s.keys; d++) into.units_at_0[c * s.keys + d] += some.dunits_at_0[c * s.keys + d];
         }
         for (long t = 0; t < TAPS; t++)
             for (long h = 0; h < s.heads; h++)

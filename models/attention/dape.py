@@ -124,7 +124,7 @@ class Dape(nn.Module):
         """What the kernel of dape.cpp wants of a layer whose bias is of the distance alone. Differentiable.
 
         Returns:
-            `bias` (H, keys), `first` (C, keys + 1), `left` (C, keys), `w1` (taps, C, H), `w2` (taps, H, C).
+            `bias` (H, keys), `units` (C, keys + 1), `units_at_0` (C, keys), `w1` (taps, C, H), `w2` (taps, H, C).
         """
         bias, heads = self.bias.at(torch.arange(keys)), self.heads
         if self.network is None:

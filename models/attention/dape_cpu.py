@@ -6,6 +6,7 @@ import ctypes
 import functools
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ..native import load, pointer
 
@@ -23,13 +24,13 @@ class _Shape(ctypes.Structure):
 class _Network(ctypes.Structure):
     """`Network` of dape.cpp."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("bias", "first", "left", "w1", "w2"))
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("bias", "units", "units_at_0", "w1", "w2"))
 
 
 class _Gradients(ctypes.Structure):
     """`Gradients` of dape.cpp."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("q", "k", "v", "bias", "first", "left", "w1", "w2"))
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("q", "k", "v", "bias", "units", "units_at_0", "w1", "w2"))
 
 
 @functools.cache
@@ -46,9 +47,9 @@ def _shape(q: torch.Tensor, k: torch.Tensor, w1: torch.Tensor) -> _Shape:
 
 
 class Attention(torch.autograd.Function):
-    """`apply(q, k, v, bias, first, left, w1, w2)`: q, k, v of `edgefm.models.attention.attend`, the rest of `Dape.tables`.
+    """`apply(q, k, v, bias, units, units_at_0, w1, w2)`: q, k, v of `edgefm.models.attention.attend`, the rest of `Dape.tables`.
 
-    Extra memory is O((D + C) T) a thread: no (H, T, T) scores.
+    Extra memory is O(HK D T), in the backward pass O((HK D + H + C) T) a thread: no (H, T, T) scores.
     """
 
     @staticmethod
@@ -57,7 +58,7 @@ class Attention(torch.autograd.Function):
         shape = _shape(tensors[0], tensors[1], tensors[6])
         learns = any(ctx.needs_input_grad)
         out = torch.empty_like(tensors[0])
-        log_sums = torch.empty(q.shape[:3]) if learns else None
+        log_sums = tensors[0].new_empty(q.shape[:3]) if learns else None
         network = _Network(*map(torch.Tensor.data_ptr, tensors[3:]))
         library().dape_forward(
             ctypes.byref(shape),
@@ -71,6 +72,7 @@ class Attention(torch.autograd.Function):
         return out.to(q.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         *tensors, out, log_sums = ctx.saved_tensors
         shape = _shape(tensors[0], tensors[1], tensors[6])

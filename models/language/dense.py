@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 from dataclasses import dataclass
 
 import torch
@@ -45,5 +46,8 @@ class Dense:
 
 @functools.cache
 def multiplies_halves(device: torch.device) -> bool:
-    """Whether PyTorch has a bfloat16 product for this processor; its stand-in takes four times float32's time."""
-    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether the device multiplies bfloat16 itself: PyTorch's stand-ins take up to four times float32's time."""
+    if device.type != "cpu":
+        return True
+    emulates = platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_avx512_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulates

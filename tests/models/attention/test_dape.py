@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from edgefm.models.attention import dape_cpu
+from edgefm.models.attention import api, dape_cpu
 from edgefm.models.attention.api import native_missing, tell
 from edgefm.models.attention.dape import Bias, Dape, Network, attend, blocks, choose, reference
 from edgefm.models.errors import ConfigError, KernelError
@@ -193,6 +193,34 @@ def test_shapes_that_do_not_fit_are_refused_before_a_kernel_reads_them():
     for keys, values in ((k[:, :, 1:], v), (k[:, :, 1:], v[:, :, 1:]), (k[..., :8], v[..., :8])):
         with pytest.raises(ConfigError, match=r"wants q|do not fit"):
             attend(q, keys, values, dape)
+    with pytest.raises(ConfigError, match="different devices: cpu, meta, cpu"):
+        attend(q, k.to("meta"), v, dape)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_kernels_room_is_float32_whatever_the_default_is(dtype: torch.dtype):
+    dape, inputs = Dape(4), [x.float().requires_grad_() for x in made(60)]
+
+    def both() -> list[torch.Tensor]:
+        outs = [attend(*inputs, dape), api.attend(*inputs, form="sa_normalised")]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return [*outs, *(x for out in outs for x in torch.autograd.grad(out.sum(), inputs))]
+
+    expected = both()
+    torch.set_default_dtype(dtype)
+    try:
+        found = both()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_second_derivatives_are_refused():
+    dape, inputs = Dape(4), [x.float().requires_grad_() for x in made(20)]
+    for out in (attend(*inputs, dape), api.attend(*inputs, form="sa")):  # pyright: ignore[reportCallIssue, reportArgumentType]
+        (grad,) = torch.autograd.grad(out.square().sum(), inputs[:1], create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
 
 
 def test_an_unknown_bias_is_refused():

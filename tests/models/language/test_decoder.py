@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from edgefm.models.attention.api import attend
 from edgefm.models.attention.pattern import Form, Pattern
 from edgefm.models.errors import InputError, ModelError
+from edgefm.models.language import decoder as decoders
 from edgefm.models.language.decoder import Decoder
 from edgefm.models.language.generate import Sampling, generate, generate_batch
 from edgefm.models.language.weights import names, open_checkpoint, save_directory
@@ -108,6 +110,27 @@ def test_bf16_is_close_to_float32(folder: Path, decoder: Decoder):
     )
     assert found.dtype == torch.float32
     assert float((found - expected).abs().mean() / expected.abs().mean()) < 0.05
+
+
+def test_queries_are_rounded_only_where_pytorch_s_kernel_attends_halves(folder: Path, monkeypatch):
+    seen = []
+
+    def watched(q, *rest):
+        seen.append(q.dtype)
+        return attend(q, *rest)
+
+    monkeypatch.setattr(decoders, "attend", watched)
+    for multiplies in (True, False):
+        monkeypatch.setattr(decoders, "multiplies_halves", lambda device, multiplies=multiplies: multiplies)
+        half = Decoder(open_checkpoint(folder), "bfloat16")
+        state = half.begin()
+        half.prefill(state, tokens(20))
+        first = torch.bfloat16 if multiplies else torch.float32
+        assert set(seen) == {first}
+        seen.clear()
+        half.prefill(state, tokens(5))  # queries in parts: the project's kernel, in float32
+        assert set(seen) == {torch.float32}
+        seen.clear()
 
 
 def test_weights_of_8_bits_compute_what_they_stand_for(folder: Path, decoder: Decoder):
