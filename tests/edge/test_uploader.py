@@ -40,9 +40,13 @@ def upload(spool) -> Iterator[Start]:
         client.close()
 
 
+def image(number: int, size: int = 100) -> bytes:
+    return number.to_bytes(2, "big") + bytes(size - 2)
+
+
 def fill(uploader: Uploader, count: int, size: int = 100) -> None:
     for number in range(count):
-        uploader.add(number.to_bytes(2, "big") + bytes(size - 2), number / 1000, 1.0)
+        uploader.add(image(number, size), number / 1000, 1.0)
 
 
 def images(requests: list[pb.UploadRequest]) -> list[int]:
@@ -73,8 +77,11 @@ def test_what_is_not_acknowledged_stays_and_comes_after_the_others(scripted, upl
         return response
 
     scripted.upload = acks
-    uploader = upload(scripted.port)
-    fill(uploader, 40)
+    for number in range(
+        40
+    ):  # all wait before the first leaves: an uploader that has nothing else tries the failed anew
+        spool.add("yard", image(number), number / 1000, 1.0, time.time())
+    upload(scripted.port)
     until(lambda: spool.count() == 2)
     first = images(scripted.of(pb.UploadRequest))[:40]
     assert sorted(first) == list(range(40))  # those that failed did not stand in front of the others
