@@ -7,6 +7,7 @@ its versions.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -14,14 +15,14 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 
 from .cache import cache_dir
-from .errors import KernelError, StoreError, disk_reason
+from .errors import EdgeFMError, KernelError, StoreError, disk_reason
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
@@ -48,6 +49,16 @@ def load(name: str, functions: Sequence[str], headers: Sequence[str]) -> ctypes.
     for function in functions:
         getattr(loaded, function).restype = None
     return loaded
+
+
+@functools.cache
+def missing(library: Callable[[], object]) -> str | None:
+    """Why the kernels that a function loads cannot be had here; None where they can."""
+    try:
+        library()
+    except EdgeFMError as error:
+        return str(error)
+    return None
 
 
 def pointer(x: torch.Tensor | None) -> ctypes.c_void_p:

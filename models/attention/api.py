@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..errors import ConfigError, EdgeFMError
+from ..errors import ConfigError
+from ..native import missing
 from . import cpu, reference
 from .pattern import Form, Pattern
 
@@ -139,22 +139,12 @@ def choose(
     if form == "softmax" and _sees_all(pattern, keys) and visible is None and queries == keys:
         return Choice("sdpa", "PyTorch's kernel does causal softmax")
     if q.device.type == "cpu":
-        why = cpu.fits(q) or native_missing(cpu.library)
+        why = cpu.fits(q) or missing(cpu.library)
         return Choice("reference", why) if why else Choice("c++", "fused, in float32")
     if q.device.type == "cuda":
         why = _triton_unfit(q)
         return Choice("reference", why) if why else Choice("triton", "fused")
     return Choice("reference", f"no fused kernel for {q.device.type}")
-
-
-@functools.cache
-def native_missing(library: Callable[[], object]) -> str | None:
-    """Why kernels of C++ cannot be had here; None where they can."""
-    try:
-        library()
-    except EdgeFMError as error:
-        return str(error)
-    return None
 
 
 def _triton_unfit(q: torch.Tensor) -> str | None:

@@ -18,8 +18,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
+from ..native import missing
 from . import cpu, dape_cpu
-from .api import Choice, check, native_missing, tell
+from .api import Choice, check, tell
 from .reference import repeated, scores
 
 Bias = Literal["alibi", "kerple", "fire"]
@@ -133,14 +134,12 @@ class Dape(nn.Module):
         first, constant, last, last_constant = self.network.parameters()
         of_scores, of_bias = first[:, :, 0].permute(2, 0, 1).split(heads, dim=2)  # (taps, C, H) each
         near = nn.functional.pad(bias, (1, 0))  # of distances -1, 0, ...: a key behind the query is cut
-        middle = of_bias[self.reach] @ near + constant[:, None]
+        units = at_key_0 = of_bias[self.reach] @ near + constant[:, None]
         if self.reach:
             # A unit at distance d sees the key behind it at d - 1 and the one before it at d + 1, which key 0 has not.
-            left = middle + of_bias[2] @ nn.functional.pad(near, (1, 0))[:, :-1]
-            middle = left + of_bias[0] @ nn.functional.pad(near, (0, 1))[:, 1:]
-        else:
-            left = middle
-        return bias + last_constant[:, None], middle, left[:, 1:], of_scores, last[:, :, 0].permute(2, 0, 1)
+            at_key_0 = units + of_bias[2] @ nn.functional.pad(near, (1, 0))[:, :-1]
+            units = at_key_0 + of_bias[0] @ nn.functional.pad(near, (0, 1))[:, 1:]
+        return bias + last_constant[:, None], units, at_key_0[:, 1:], of_scores, last[:, :, 0].permute(2, 0, 1)
 
 
 def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> torch.Tensor:
@@ -174,7 +173,7 @@ def choose(q: torch.Tensor, dape: Dape) -> Choice:
     elif dape.reach and not dape.cut:
         why = "nothing is cut"
     else:
-        why = cpu.fits(q) or native_missing(dape_cpu.library)
+        why = cpu.fits(q) or missing(dape_cpu.library)
     return Choice("blocks", f"PyTorch, as {why}") if why else Choice("c++", "fused, in float32")
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import linear
 
-from .products import FEW, Matrix, missing, product
+from ..native import missing
+from .products import FEW, Matrix, library, product
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Dense:
         """x (rows, in) float32 times the matrix transposed: (rows, out)."""
         if self.weight.dtype == torch.float32:
             return linear(x, self.weight)
-        if x.device.type == "cpu" and len(x) <= FEW and not self.weight.shape[1] % 32 and not missing():
+        if x.device.type == "cpu" and len(x) <= FEW and not self.weight.shape[1] % 32 and not missing(library):
             return product(self.described, x)
         if multiplies_halves(x.device):
             return linear(x.to(self.weight.dtype), self.weight).to(x.dtype)

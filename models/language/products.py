@@ -7,7 +7,6 @@ import functools
 
 import torch
 
-from ..errors import EdgeFMError
 from ..native import load, pointer
 
 FEW = 16
@@ -39,16 +38,6 @@ def library() -> ctypes.CDLL:
     """Raises KernelError, StoreError: see `edgefm.models.native.load`."""
     functions = ("few_product", "unpack", "norm_rows", "rotate_rows", "gate_rows")
     return load("language/kernels.cpp", functions, ("vectors.h", "language/products.h", "language/rows.h"))
-
-
-@functools.cache
-def missing() -> str | None:
-    """Why the kernels cannot be had; None where they can."""
-    try:
-        library()
-    except EdgeFMError as error:
-        return str(error)
-    return None
 
 
 def product(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:

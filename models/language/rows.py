@@ -8,8 +8,8 @@ import ctypes
 import torch
 from torch.nn.functional import silu
 
-from ..native import pointer
-from .products import library, missing
+from ..native import missing, pointer
+from .products import library
 
 
 def normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -70,4 +70,4 @@ def gated(x: torch.Tensor) -> torch.Tensor:
 
 
 def _by_operators(x: torch.Tensor) -> bool:
-    return x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()) or missing() is not None
+    return x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()) or missing(library) is not None

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from ..attention.cache import GrowingCache
-from ..errors import EdgeFMError
-from ..native import load, pointer
+from ..native import load, missing, pointer
 from .config import DecoderConfig
 from .dense import Dense
 from .products import Matrix
@@ -71,16 +70,7 @@ def unfit(config: DecoderConfig) -> str | None:
     sizes = (config.dim, config.hidden, config.heads * config.head_size)
     if any(size % _WIDTH for size in sizes) or config.head_size % (_WIDTH // 2):
         return f"the kernel wants sizes in multiples of {_WIDTH} and heads in {_WIDTH // 2}, got {sizes} and {config.head_size}"
-    return _missing()
-
-
-@functools.cache
-def _missing() -> str | None:
-    try:
-        library()
-    except EdgeFMError as error:
-        return str(error)
-    return None
+    return missing(library)
 
 
 class FusedStep:

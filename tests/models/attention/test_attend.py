@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from edgefm.models import native
 from edgefm.models.attention import api, cpu, reference
 from edgefm.models.attention.api import attend, choose, fused
 from edgefm.models.attention.pattern import Form, Pattern
@@ -178,14 +179,14 @@ def test_without_a_compiler_the_equations_run_and_say_what_to_install(
     ):
         monkeypatch.setenv("CXX", compiler)
         monkeypatch.setenv("PATH", path)
-        for function in (cpu.library, api.native_missing, api.tell):
+        for function in (cpu.library, native.missing, api.tell):
             function.cache_clear()
         with caplog.at_level(logging.WARNING, "edgefm.models.attention"):
             found = attend(q, k, v, Pattern(2, 6), "sa", separators)
         assert said in caplog.records[-1].getMessage()
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert not list(tmp_path.glob("*.so"))
-    for function in (cpu.library, api.native_missing):
+    for function in (cpu.library, native.missing):
         function.cache_clear()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from edgefm.models import native
 from edgefm.models.attention import api, dape_cpu
-from edgefm.models.attention.api import native_missing, tell
+from edgefm.models.attention.api import tell
 from edgefm.models.attention.dape import Bias, Dape, Network, attend, blocks, choose, reference
 from edgefm.models.errors import ConfigError, KernelError
 
@@ -180,7 +181,7 @@ def test_what_the_kernel_cannot_do_runs_by_blocks_and_says_why(monkeypatch, capl
     try:
         torch.testing.assert_close(attend(q, q, q, dape), expected)
     finally:
-        native_missing.cache_clear()
+        native.missing.cache_clear()
         tell.cache_clear()
     (said,) = [r.getMessage() for r in caplog.records if "no compiler at all" in r.getMessage()]
     assert said.startswith("event=attention implementation=blocks form=dape device=cpu")
