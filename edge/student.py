@@ -53,9 +53,8 @@ class Student:
         where that fails."""
         embedding = self._model(batch)[0]
         label, similarity, margin = pool.best(embedding)
-        if not math.isfinite(
-            margin
-        ):  # nor is it where any number of the embedding is not; a look at each costs a frame 15 us
+        # The margin is not finite where any number of the embedding is not; a look at each would cost a frame 15 us.
+        if not math.isfinite(margin):
             raise self._not_finite()
         return embedding, label, similarity, margin
 
