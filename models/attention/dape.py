@@ -4,9 +4,9 @@ The scores A (scaled, before the softmax) and a bias B of the distance go throug
 f([A; B]), and the attention is softmax(A + B + f([A; B])). V1's network works on each pair of positions alone, V2's convolves
 three neighbouring keys, causally cut first: without the cut a score would see the key behind the query.
 
-`reference` holds all (H, T, T) scores, as written in the papers. `attend` never does: on a CPU a kernel works on a block of
-queries and a chunk of keys at a time, and elsewhere PyTorch on a block of queries, to the last key that it sees; both compute
-scores again in the backward pass.
+`reference` holds all (H, T, T) scores, as written in the papers. `attend` never does: kernels work on a block of queries and a
+tile of keys at a time, and where none serves, PyTorch on a block of queries, to the last key that it sees; all compute scores
+again in the backward pass.
 """
 
 from __future__ import annotations
@@ -74,9 +74,17 @@ class DistanceBias(nn.Module):
 
     def at(self, far: torch.Tensor) -> torch.Tensor:
         """(H, N) biases of (N,) distances; of `alibi` and `kerple`, which depend on nothing else."""
+        p, a = self.rates()
+        return -p[:, None] * (far if self.kind == "alibi" else torch.log(1 + a[:, None] * far))
+
+    def rates(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """p and a (H,) of `at`, in float32 at least: half precision cannot tell distances apart. Of `alibi` p are the slopes."""
         if self.kind == "alibi":
-            return -self.slopes[:, None] * far
-        return -self.p.clamp(min=_LEAST)[:, None] * torch.log(1 + self.a.clamp(min=_LEAST)[:, None] * far)
+            p = a = self.slopes
+        else:
+            p, a = self.p.clamp(min=_LEAST), self.a.clamp(min=_LEAST)
+        wide = torch.promote_types(p.dtype, torch.float32)
+        return p.to(wide), a.to(wide)
 
 
 class Dape(nn.Module):
@@ -131,7 +139,7 @@ class Dape(nn.Module):
         if self.network is None:
             no_unit = [bias.new_zeros(shape) for shape in ((0, keys + 1), (0, keys), (1, 0, heads), (1, heads, 0))]
             return bias, *no_unit
-        first, constant, last, last_constant = self.network.parameters()
+        first, constant, last, last_constant = (x.to(bias.dtype) for x in self.network.parameters())
         of_scores, of_bias = first[:, :, 0].permute(2, 0, 1).split(heads, dim=2)  # (taps, C, H) each
         near = nn.functional.pad(bias, (1, 0))  # of distances -1, 0, ...: a key behind the query is cut
         units = at_key_0 = of_bias[self.reach] @ near + constant[:, None]
@@ -159,22 +167,46 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> tor
     check(q, k, v)
     if q.shape[1] != dape.heads:
         raise ConfigError(f"a layer of {dape.heads} heads cannot place queries of {q.shape[1]}")
-    choice = choose(q, dape)
+    choice = choose(q, dape, k.shape[1])
     tell(choice, "dape_v2" if dape.reach else "dape", q.device.type)
     if choice.name == "c++":
         return dape_cpu.Attention.apply(q, k, v, *dape.tables(k.shape[2]))  # pyright: ignore[reportReturnType]
+    if choice.name == "triton":
+        return on_triton(q, k, v, dape)
     return blocks(q, k, v, dape, _BLOCK.get(q.device.type, _BLOCK["cpu"]))
 
 
-def choose(q: torch.Tensor, dape: Dape) -> Choice:
+def choose(q: torch.Tensor, dape: Dape, key_heads: int) -> Choice:
     """What `attend` would run."""
+    if q.device.type == "cuda" and q.shape[2] == 1:
+        return Choice("row", "one query has one row of scores: nothing is saved by blocks")
     if dape.bias.kind == "fire":
         why = "the bias depends on more than the distance"
     elif dape.reach and not dape.cut:
         why = "nothing is cut"
+    elif q.device.type == "cuda":
+        why = _triton_unfit(q, key_heads)
     else:
         why = cpu.fits(q) or missing(dape_cpu.library)
-    return Choice("blocks", f"PyTorch, as {why}") if why else Choice("c++", "fused, in float32")
+    if why:
+        return Choice("blocks", f"PyTorch, as {why}")
+    return Choice("triton", "fused") if q.device.type == "cuda" else Choice("c++", "fused, in float32")
+
+
+def _triton_unfit(q: torch.Tensor, key_heads: int) -> str | None:
+    try:
+        from . import dape_gpu
+    except ImportError as error:
+        return f"Triton cannot be loaded: {error}"
+    return dape_gpu.fits(q, key_heads)
+
+
+def on_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> torch.Tensor:
+    """`attend` by the kernels for GPUs, which must serve such tensors."""
+    from . import dape_gpu  # Triton comes with PyTorch's builds for GPUs alone
+
+    chosen = dape_gpu.tile(q, k.shape[1])
+    return dape_gpu.Attention.apply(q, k, v, chosen, *dape_gpu.tables(dape, chosen, *k.shape[1:3]))  # pyright: ignore[reportReturnType]
 
 
 def blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape, block: int) -> torch.Tensor:

@@ -117,7 +117,7 @@ def test_the_kernel_equals_the_equations_with_all_gradients(bias, network, batch
     rounded.load_state_dict(exact.state_dict())
     inputs = [torch.randn(batch, h, t, 32) for h, t in ((heads, queries), (key_heads, keys), (key_heads, keys))]
     grad = torch.randn(batch, heads, queries, 32)
-    assert choose(inputs[0], rounded).name == "c++"
+    assert choose(inputs[0], rounded, key_heads).name == "c++"
     found, expected = [], []
     for dape, dtype, run, into in (
         (rounded, torch.float32, attend, found),
@@ -166,11 +166,22 @@ def test_the_kernel_s_gradients_have_the_same_bits_each_time_and_halves_keep_the
     assert all(x.equal(y) for run in runs[1:] for x, y in zip(runs[0], run, strict=True))
 
 
+def test_a_layer_in_half_precision_tells_far_distances_apart():
+    """Its parameters are rounded, what is made of them is not: bfloat16 has the distances 1,000 and 1,001 alike."""
+    torch.manual_seed(0)
+    half = Dape(4, "alibi", "convolution").bfloat16()
+    wide = Dape(4, "alibi", "convolution")
+    wide.load_state_dict(half.state_dict())
+    assert half.bias.at(torch.tensor([1000, 1001]))[0].unique().numel() == 2
+    inputs = [x.bfloat16() for x in made(100)]
+    assert attend(*inputs, half).equal(attend(*inputs, wide))  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
 def test_what_the_kernel_cannot_do_runs_by_blocks_and_says_why(monkeypatch, caplog):
     q = torch.zeros(1, 4, 8, 16)
-    assert "more than the distance" in choose(q, Dape(4, "fire")).why
-    assert "nothing is cut" in choose(q, Dape(4, network="convolution", cut=False)).why
-    assert "float64" in choose(q.double(), Dape(4)).why and "multiple of 16" in choose(q[..., :9], Dape(4)).why
+    assert "more than the distance" in choose(q, Dape(4, "fire"), 4).why
+    assert "nothing is cut" in choose(q, Dape(4, network="convolution", cut=False), 4).why
+    assert "float64" in choose(q.double(), Dape(4), 4).why and "multiple of 16" in choose(q[..., :9], Dape(4), 4).why
 
     def none() -> None:
         raise KernelError("no compiler at all")

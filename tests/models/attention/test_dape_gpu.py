@@ -1,0 +1,151 @@
+"""DAPE's Triton kernels: under Triton's interpreter against the equations, compiled for sm_90, and run where there is a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from edgefm.models.attention.dape import Dape, Network, attend, choose, reference
+
+pytest.importorskip("triton")
+
+from edgefm.models.attention import dape_gpu
+
+ON_GPU = torch.cuda.is_available()
+
+COMPILE = """
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from edgefm.models.attention import dape_gpu
+
+SINGLE = ("BIAS", "A", "UNITS", "LOG_SUMS", "DELTA", "DK", "DV", "DP", "DA", "DW1", "DUNITS", "DW2")
+KINDS = {"scale": "fp32"} | dict.fromkeys(SINGLE, "*fp32")
+KINDS |= dict.fromkeys(("heads", "key_heads", "queries", "keys"), "i32")
+SHAPES = ((9, 3, torch.bfloat16, 3), (9, 3, torch.float32, 1), (12, 12, torch.float16, 1), (32, 8, torch.bfloat16, 0))
+for heads, key_heads, dtype, taps in SHAPES:
+    q = torch.empty(1, heads, 1, 64, dtype=dtype)
+    assert dape_gpu.fits(q, key_heads) is None
+    chosen = dape_gpu.tile(q, key_heads)
+    constants = {"KERPLE": True, "COPIES": 32, "TAPS": taps, "C": 32, "D": 64, **chosen.constants}
+    for kernel in (dape_gpu._forward, dape_gpu._backward):
+        names, inputs = kernel.arg_names, {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
+        signature = {name: "constexpr" if name in constants else KINDS.get(name, inputs) for name in names}
+        given = {(names.index(name),): value for name, value in constants.items() if name in names}
+        aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in names if signature[n].startswith("*")}
+        source, options = ASTSource(kernel, signature, given, aligned), {"num_warps": dape_gpu.WARPS, "num_stages": 1}
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        assert b"ELF" in made.asm["cubin"][:8] and ".target sm_90" in made.asm["ptx"]
+        assert made.metadata.shared <= dape_gpu.shared_memory(q, chosen) <= 227 * 1024
+print("compiled")
+"""
+
+COMPARE = """
+import json, sys
+import torch
+from edgefm.models.attention.dape import Dape, on_triton, reference
+
+torch.set_num_threads(1)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+
+def compare(bias, network, shape, half):
+    batch, heads, key_heads, queries, keys, dim = shape
+    torch.manual_seed(0)
+    dtype, exact = torch.float16 if half else torch.float32, Dape(heads, bias, network).double()
+    if exact.network is not None:  # hidden units of both signs, none so near 0 that rounding tells which
+        with torch.no_grad():
+            exact.network[0].weight *= 0.05
+            exact.network[0].bias.copy_(torch.tensor([3.0, -3.0]).repeat(16))
+    single = Dape(heads, bias, network).to(device)
+    single.load_state_dict(exact.state_dict())
+    shapes = ((heads, queries), (key_heads, keys), (key_heads, keys), (heads, queries))
+    *inputs, grad = (torch.randn(batch, h, t, dim).to(dtype) for h, t in shapes)
+    results = []
+    for layer, wide, run, place in ((single, dtype, on_triton, device), (exact, torch.float64, reference, "cpu")):
+        tensors = [x.to(place, wide).requires_grad_() for x in inputs]
+        out = run(*tensors, layer)
+        found = torch.autograd.grad(out, [*tensors, *layer.parameters()], grad.to(place, wide))
+        results.append([x.detach().double().cpu() for x in (out, *found)])
+    return [float((one - other).abs().max() / other.abs().max().clamp(min=1)) for one, other in zip(*results)]
+
+print(json.dumps([compare(*case) for case in json.loads(sys.argv[1])]))
+"""
+
+CASES = [
+    (bias, network, shape, half)
+    for network in ("none", "pointwise", "convolution")
+    for bias, shape, half in (
+        ("kerple", (1, 9, 3, 70, 70, 16), False),
+        ("alibi", (2, 4, 2, 33, 33, 16), False),
+        ("kerple", (1, 4, 4, 20, 75, 32), False),
+        ("kerple", (1, 5, 1, 2, 61, 16), False),
+        ("kerple", (2, 12, 12, 37, 37, 16), True),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def errors() -> list[list[float]]:
+    """Of output and gradients, of their greatest value; by Triton's interpreter where there is no GPU, which must be known before
+    Triton is loaded."""
+    environment = dict(os.environ) if ON_GPU else {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", COMPARE, json.dumps(CASES)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: str(CASES[number]))
+def test_the_kernels_compute_the_equations_and_their_gradients(errors: list[list[float]], number: int):
+    """Over the borders of tiles and blocks, heads in groups, padded heads, and a cache."""
+    attended, learned = errors[number][:4], errors[number][4:]
+    assert max(attended) < (2e-3 if CASES[number][3] else 1e-5)
+    assert max(learned, default=0) < (5e-2 if CASES[number][3] else 1e-4)
+
+
+def test_they_compile_for_sm_90_within_its_shared_memory():
+    """Without a GPU too. In a process of its own: the interpreter's kernels cannot be compiled."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.stdout.strip() == "compiled", done.stderr[-2000:]
+
+
+def test_what_they_cannot_do_is_said():
+    q = torch.empty(1, 12, 8, 64)
+    assert dape_gpu.fits(q, 3) is None and dape_gpu.fits(q.half(), 12) is None
+    assert "float64" in str(dape_gpu.fits(q.double(), 3))
+    assert "no power of two" in str(dape_gpu.fits(q[..., :48], 3))
+    assert "12 heads of 64 in torch.float32, 12 of keys, are too much" in str(dape_gpu.fits(q, 12))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert "no fixed order" in str(dape_gpu.fits(q, 3))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(not ON_GPU, reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("network", ["pointwise", "convolution"])
+def test_half_precision_keeps_its_digits(network: Network, dtype: torch.dtype):
+    """Beside the equations in float64 on the same halves: no more apart than the equations in those halves, by half again."""
+    torch.manual_seed(0)
+    plain = Dape(9, "kerple", network).to("cuda", dtype)
+    exact = Dape(9, "kerple", network).to("cuda", torch.float64)
+    exact.load_state_dict(plain.state_dict())
+    inputs = [torch.randn(2, h, 600, 64).to("cuda", dtype) for h in (9, 3, 3, 9)]
+    assert choose(inputs[0], plain, 3).name == "triton"
+    results = []
+    for layer, run in ((plain, attend), (plain, reference), (exact, reference)):
+        *tensors, grad = (x.detach().to(layer.bias.p.dtype) for x in inputs)
+        for x in tensors:
+            x.requires_grad_()
+        out = run(*tensors, layer)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        found = torch.autograd.grad(out, tensors, grad)
+        results.append([x.detach().double() for x in (out, *found)])
+    for found, usual, right in zip(*results, strict=True):
+        assert (found - right).norm() < 1.5 * (usual - right).norm() + 1e-3 * right.norm()
