@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -29,6 +30,9 @@ class Choice:
 
     name: str
     why: str
+
+
+ROW = Choice("row", "one query has one row of scores: nothing is saved by blocks")
 
 
 def attend(
@@ -135,24 +139,25 @@ def choose(
     """What `attend` would run."""
     queries = q.shape[2]
     if queries == 1:
-        return Choice("row", "one query has one row of scores: nothing is saved by blocks")
+        return ROW
     if form == "softmax" and _sees_all(pattern, keys) and visible is None and queries == keys:
         return Choice("sdpa", "PyTorch's kernel does causal softmax")
     if q.device.type == "cpu":
         why = cpu.fits(q) or missing(cpu.library)
         return Choice("reference", why) if why else Choice("c++", "fused, in float32")
     if q.device.type == "cuda":
-        why = _triton_unfit(q)
+        why = triton_unfit("gpu", q)
         return Choice("reference", why) if why else Choice("triton", "fused")
     return Choice("reference", f"no fused kernel for {q.device.type}")
 
 
-def _triton_unfit(q: torch.Tensor) -> str | None:
-    try:
-        from . import gpu
+def triton_unfit(module: Literal["gpu", "dape_gpu"], *call: Any) -> str | None:
+    """Why the Triton kernels of a module cannot serve what its `fits` takes; None where they can."""
+    try:  # Triton comes with PyTorch's builds for GPUs alone
+        kernels = importlib.import_module(f".{module}", __package__)
     except ImportError as error:
         return f"Triton cannot be loaded: {error}"
-    return gpu.fits(q)
+    return kernels.fits(*call)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import ConfigError
 from ..native import missing
 from . import cpu, dape_cpu
-from .api import Choice, check, tell
+from .api import ROW, Choice, check, tell, triton_unfit
 from .reference import repeated, scores
 
 Bias = Literal["alibi", "kerple", "fire"]
@@ -179,26 +179,18 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> tor
 def choose(q: torch.Tensor, dape: Dape, key_heads: int) -> Choice:
     """What `attend` would run."""
     if q.device.type == "cuda" and q.shape[2] == 1:
-        return Choice("row", "one query has one row of scores: nothing is saved by blocks")
+        return ROW
     if dape.bias.kind == "fire":
         why = "the bias depends on more than the distance"
     elif dape.reach and not dape.cut:
         why = "nothing is cut"
     elif q.device.type == "cuda":
-        why = _triton_unfit(q, key_heads)
+        why = triton_unfit("dape_gpu", q, key_heads)
     else:
         why = cpu.fits(q) or missing(dape_cpu.library)
     if why:
         return Choice("blocks", f"PyTorch, as {why}")
     return Choice("triton", "fused") if q.device.type == "cuda" else Choice("c++", "fused, in float32")
-
-
-def _triton_unfit(q: torch.Tensor, key_heads: int) -> str | None:
-    try:
-        from . import dape_gpu
-    except ImportError as error:
-        return f"Triton cannot be loaded: {error}"
-    return dape_gpu.fits(q, key_heads)
 
 
 def on_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dape: Dape) -> torch.Tensor:

@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from . import gpu
+
 if TYPE_CHECKING:
     from .dape import Dape
 
@@ -247,28 +249,28 @@ class Tile:
 
 
 def tile(q: torch.Tensor, key_heads: int) -> Tile:
-    """For tensor cores, which take 16 halves at once, or 8 of TF32; 4,096 and 2,048 scores keep a program's registers."""
-    least, scores = (16, 4096) if q.element_size() == 2 else (8, 2048)
+    """Tensor cores take 16 numbers at once; 4,096 scores of halves, 2,048 of float32, leave a program its registers."""
+    scores = 4096 if q.element_size() == 2 else 2048
     padded = triton.next_power_of_2(key_heads)
     group = max(triton.next_power_of_2(q.shape[1] // key_heads), 16 // padded)
-    queries = max(scores // 32 // (padded * group), least // group, 1)
+    queries = max(scores // 32 // (padded * group), 16 // group, 1)
     return Tile(padded, group, queries, min(32, scores // (padded * group * queries)))
 
 
 def fits(q: torch.Tensor, key_heads: int) -> str | None:
     """Why the kernels cannot serve such queries; None where they can."""
-    if q.dtype == torch.float64:
-        return "they compute in float32 and the tensors are float64"
-    dim = q.shape[-1]
-    if dim < 16 or dim & (dim - 1):
-        return f"the head size {dim} is no power of two from 16 on"
-    if torch.are_deterministic_algorithms_enabled():
+    if why := gpu.fits(q):
+        return why
+    if not hasattr(tl, "gather"):
+        return f"Triton {triton.__version__} is too old; 3.2 is the first with what they need"
+    if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
         return "gradients add up in no fixed order, and deterministic algorithms are asked for"
     chosen = tile(q, key_heads)
-    if chosen.keys < 16 or shared_memory(q, chosen) > _room(q.device):
-        return (
-            f"{q.shape[1]} heads of {dim} in {q.dtype}, {key_heads} of keys, are too much for this GPU's shared memory"
-        )
+    asked = f"{q.shape[1]} heads of {q.shape[-1]} in {q.dtype}, {key_heads} of keys,"
+    if chosen.key_heads * chosen.group > 32 or chosen.keys < 16:
+        return f"{asked} are too many for a program"
+    if shared_memory(q, chosen) > _room(q.device):
+        return f"{asked} want more shared memory than there is"
     return None
 
 
@@ -283,8 +285,8 @@ def shared_memory(q: torch.Tensor, chosen: Tile) -> int:
 def _room(device: torch.device) -> int:
     if device.type != "cuda":  # under Triton's interpreter
         return _SHARED
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+    # PyTorch tells of it from 2.7 on; every GPU has 48 KiB.
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 48 * 1024)
 
 
 def tables(dape: Dape, chosen: Tile, key_heads: int, keys: int) -> tuple[torch.Tensor, ...]:
@@ -304,8 +306,8 @@ def tables(dape: Dape, chosen: Tile, key_heads: int, keys: int) -> tuple[torch.T
         return x.new_zeros(*x.shape[:-1], padded).index_copy(-1, places, x)
 
     with torch.no_grad():  # its gradients go to p and a
-        bias = spread(dape.bias.at(torch.arange(keys + chosen.queries, device=p.device)).T)
-    p, a = spread(p), spread(a)
+        bias = spread(dape.bias.at(torch.arange(keys + chosen.queries, device=p.device)).T.float())
+    p, a = spread(p.float()), spread(a.float())
     if dape.network is None:
         return bias, p, a, bias.new_zeros(0, 2, padded, 1), bias.new_zeros(1), bias.new_zeros(0, 1, padded), p
     first, units, last, constant = dape.network.parameters()
@@ -326,7 +328,8 @@ class Attention(torch.autograd.Function):
         out, log_sums = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
         bias, units = bias.contiguous(), units.detach().contiguous()
         grid, sizes, constants = _launch(q, k, w1, chosen)
-        _forward[grid](q, k, v, bias, w1, units, w2, out, log_sums, *sizes, **constants)
+        with torch.cuda.device_of(q):  # else Triton starts it on the current GPU, whichever holds the tensors
+            _forward[grid](q, k, v, bias, w1, units, w2, out, log_sums, *sizes, **constants)
         ctx.save_for_backward(q, k, v, bias, p, a, w1, units, w2, constant, out, log_sums)
         return out
 
@@ -342,12 +345,12 @@ class Attention(torch.autograd.Function):
         grid, sizes, constants = _launch(q, k, w1, ctx.chosen)
         _backward[grid](
             *(q, k, v, bias, a, w1, units, w2, log_sums, delta, grad, dq, dk, dv, dp, da, dw1, dunits, dw2, *sizes),
-            KERPLE=ctx.needs_input_grad[5],
+            KERPLE=any(ctx.needs_input_grad[5:7]),
             COPIES=_COPIES,
             **constants,
         )
         dp, da, dw1, dunits, dw2 = (x.sum(dim=0) for x in (dp, da, dw1, dunits, dw2))
-        # The bias is -p log(1 + a distance), so that d bias / dp = bias / p.
+        # The bias is -p log(1 + a distance), so that d bias / dp = bias / p; a padded head has no p.
         found = (dq, dk, dv, dp / p.where(p > 0, 1), -p * da, dw1, dunits, dw2)
         dq, dk, dv, *rest = (x.to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True))
         # The constant adds the same to all scores of a row.

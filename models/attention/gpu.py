@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch.autograd.function import once_differentiable
 
 from .pattern import EPSILON, Form
 
@@ -313,30 +314,31 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, kept, window, form, visible, scale):
         call = _Call(*(x.detach().contiguous() for x in (q, k, v)), kept, visible, window, form, scale)
-        out, plain = (
-            torch.empty_like(call.q),
-            torch.empty(call.q.shape if form == "sa_normalised" else (1,), device=q.device),
-        )
-        stats = torch.empty(*q.shape[:3], 3, device=q.device)
-        at = torch.zeros(*q.shape[:3], 2, dtype=torch.int32, device=q.device)
-        _forward[call.grid](*call.patterned, out, stats, at, plain, *call.sizes, call.kept, window, **call.constants)
+        out, single = torch.empty_like(call.q), torch.float32
+        plain = q.new_empty(q.shape if form == "sa_normalised" else (1,), dtype=single)
+        stats, at = q.new_empty(*q.shape[:3], 3, dtype=single), q.new_zeros(*q.shape[:3], 2, dtype=torch.int32)
+        with torch.cuda.device_of(q):  # else Triton starts it on the current GPU, whichever holds the tensors
+            _forward[call.grid](
+                *call.patterned, out, stats, at, plain, *call.sizes, call.kept, window, **call.constants
+            )
         if any(x.requires_grad for x in (q, k, v)):
             ctx.call, ctx.form, ctx.scale = call, form, scale
             ctx.save_for_backward(out, stats, at, plain)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         call, (out, stats, at, plain) = ctx.call, ctx.saved_tensors
         grad = grad.contiguous()
         delta = (grad.float() * out.float()).sum(dim=-1)
         batch, rest = grad.shape[0], (stats, delta, grad)
-        dq = torch.empty(grad.shape, device=grad.device)
+        dq = delta.new_empty(grad.shape)
         _queries_backward[call.grid](*call.patterned, *rest, dq, *call.sizes, call.kept, call.window, **call.constants)
         parts = []
         for kept, k, v in ((False, call.k, call.v), (True, call.kept_k, call.kept_v)):
             held = k.shape[2]
-            dk, dv = (torch.zeros(batch, call.heads, held, call.dim, device=grad.device) for _ in range(2))
+            dk, dv = (delta.new_zeros(batch, call.heads, held, call.dim) for _ in range(2))
             grid = (triton.cdiv(held, BLOCK_K), batch * call.heads)
             _keys_backward[grid](
                 call.q, k, v, call.position, call.count, call.seen, *rest, dk, dv,

@@ -27,7 +27,7 @@ from edgefm.models.attention import dape_gpu
 SINGLE = ("BIAS", "A", "UNITS", "LOG_SUMS", "DELTA", "DK", "DV", "DP", "DA", "DW1", "DUNITS", "DW2")
 KINDS = {"scale": "fp32"} | dict.fromkeys(SINGLE, "*fp32")
 KINDS |= dict.fromkeys(("heads", "key_heads", "queries", "keys"), "i32")
-SHAPES = ((9, 3, torch.bfloat16, 3), (9, 3, torch.float32, 1), (12, 12, torch.float16, 1), (32, 8, torch.bfloat16, 0))
+SHAPES = ((9, 3, torch.bfloat16, 3), (9, 3, torch.float32, 1), (32, 8, torch.bfloat16, 0))
 for heads, key_heads, dtype, taps in SHAPES:
     q = torch.empty(1, heads, 1, 64, dtype=dtype)
     assert dape_gpu.fits(q, key_heads) is None
@@ -53,7 +53,7 @@ from edgefm.models.attention.dape import Dape, on_triton, reference
 torch.set_num_threads(1)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
-def compare(bias, network, shape, half):
+def compare(bias, network, shape, half, frozen):
     batch, heads, key_heads, queries, keys, dim = shape
     torch.manual_seed(0)
     dtype, exact = torch.float16 if half else torch.float32, Dape(heads, bias, network).double()
@@ -64,12 +64,16 @@ def compare(bias, network, shape, half):
     single = Dape(heads, bias, network).to(device)
     single.load_state_dict(exact.state_dict())
     shapes = ((heads, queries), (key_heads, keys), (key_heads, keys), (heads, queries))
-    *inputs, grad = (torch.randn(batch, h, t, dim).to(dtype) for h, t in shapes)
+    *inputs, grad = (torch.randn(batch, t, h, dim).to(dtype).transpose(1, 2) for h, t in shapes)
     results = []
     for layer, wide, run, place in ((single, dtype, on_triton, device), (exact, torch.float64, reference, "cpu")):
         tensors = [x.to(place, wide).requires_grad_() for x in inputs]
+        torch.set_default_dtype(torch.float32 if layer is exact else torch.float16)
+        if frozen:
+            layer.get_parameter(frozen).requires_grad_(False)
+        learned = [x for x in layer.parameters() if x.requires_grad]
         out = run(*tensors, layer)
-        found = torch.autograd.grad(out, [*tensors, *layer.parameters()], grad.to(place, wide))
+        found = torch.autograd.grad(out, [*tensors, *learned], grad.to(place, wide))
         results.append([x.detach().double().cpu() for x in (out, *found)])
     return [float((one - other).abs().max() / other.abs().max().clamp(min=1)) for one, other in zip(*results)]
 
@@ -77,16 +81,17 @@ print(json.dumps([compare(*case) for case in json.loads(sys.argv[1])]))
 """
 
 CASES = [
-    (bias, network, shape, half)
+    (bias, network, shape, half, frozen)
     for network in ("none", "pointwise", "convolution")
-    for bias, shape, half in (
-        ("kerple", (1, 9, 3, 70, 70, 16), False),
-        ("alibi", (2, 4, 2, 33, 33, 16), False),
-        ("kerple", (1, 4, 4, 20, 75, 32), False),
-        ("kerple", (1, 5, 1, 2, 61, 16), False),
-        ("kerple", (2, 12, 12, 37, 37, 16), True),
+    for bias, shape, half, frozen in (
+        ("kerple", (1, 9, 3, 70, 70, 16), False, None),
+        ("alibi", (2, 4, 2, 33, 33, 16), False, None),
+        ("kerple", (1, 4, 4, 20, 75, 32), False, "bias.p"),
+        ("kerple", (1, 5, 1, 2, 61, 16), False, "bias.a"),
+        ("kerple", (2, 12, 12, 37, 37, 16), True, None),
     )
 ]
+CASES.append(("kerple", "pointwise", (1, 9, 3, 140, 140, 16), False, None))  # more blocks than copies of the gradients
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +125,25 @@ def test_what_they_cannot_do_is_said():
     assert dape_gpu.fits(q, 3) is None and dape_gpu.fits(q.half(), 12) is None
     assert "float64" in str(dape_gpu.fits(q.double(), 3))
     assert "no power of two" in str(dape_gpu.fits(q[..., :48], 3))
-    assert "12 heads of 64 in torch.float32, 12 of keys, are too much" in str(dape_gpu.fits(q, 12))
+    assert dape_gpu.fits(q, 12) == "12 heads of 64 in torch.float32, 12 of keys, are too many for a program"
+    assert "64 heads of 64 in torch.float16, 8 of keys, are too many" in str(
+        dape_gpu.fits(q.half().repeat(1, 6, 1, 1)[:, :64], 8)
+    )
+    assert "want more shared memory than there is" in str(dape_gpu.fits(q.repeat(1, 1, 1, 2), 3))
     torch.use_deterministic_algorithms(True)
     try:
         assert "no fixed order" in str(dape_gpu.fits(q, 3))
+        with torch.no_grad():
+            assert dape_gpu.fits(q, 3) is None
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_layer_of_another_dtype_comes_in_float32(dtype: torch.dtype):
+    """Which the compiler wants and the interpreter does not."""
+    bias, p, a, _, units, *_ = dape_gpu.tables(Dape(12).to(dtype), dape_gpu.tile(torch.empty(1, 12, 8, 64), 3), 3, 8)
+    assert {x.dtype for x in (bias, p, a, units)} == {torch.float32}
 
 
 @pytest.mark.skipif(not ON_GPU, reason="no GPU")
