@@ -31,7 +31,7 @@ _LEAK = tl.constexpr(0.01)
 _PRECISION = tl.constexpr("tf32x3")
 _SIZES = ["heads", "key_heads", "queries", "keys"]
 """Triton would compile a kernel again for every size that is 1 or a multiple of 16; these change with the text."""
-_COPIES = 32
+COPIES = 32
 """Of the network's gradients, which all programs add to: fewer wait for each other than with one."""
 WARPS = 4
 _SHARED = 227 * 1024
@@ -341,12 +341,12 @@ class Attention(torch.autograd.Function):
         delta = (grad.float() * out.float()).sum(dim=-1)
         dq = torch.empty_like(q)
         dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
-        dp, da, dw1, dunits, dw2 = (p.new_zeros(_COPIES, *x.shape) for x in (p, a, w1, units, w2))
+        dp, da, dw1, dunits, dw2 = (p.new_zeros(COPIES, *x.shape) for x in (p, a, w1, units, w2))
         grid, sizes, constants = _launch(q, k, w1, ctx.chosen)
         _backward[grid](
             *(q, k, v, bias, a, w1, units, w2, log_sums, delta, grad, dq, dk, dv, dp, da, dw1, dunits, dw2, *sizes),
             KERPLE=any(ctx.needs_input_grad[5:7]),
-            COPIES=_COPIES,
+            COPIES=COPIES,
             **constants,
         )
         dp, da, dw1, dunits, dw2 = (x.sum(dim=0) for x in (dp, da, dw1, dunits, dw2))
