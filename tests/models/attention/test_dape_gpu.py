@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -122,7 +123,16 @@ def test_they_compile_for_sm_90_within_its_shared_memory():
     assert done.stdout.strip() == "compiled", done.stderr[-2000:]
 
 
-def test_what_they_cannot_do_is_said():
+@pytest.fixture
+def deterministic() -> Iterator[Callable[[bool], None]]:
+    """Asks PyTorch for deterministic algorithms or not; training that ran in this process before may have left them on."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield torch.use_deterministic_algorithms
+    torch.use_deterministic_algorithms(before)
+
+
+def test_what_they_cannot_do_is_said(deterministic: Callable[[bool], None]):
     q = torch.empty(1, 12, 8, 64)
     assert dape_gpu.fits(q, 3) is None and dape_gpu.fits(q.half(), 12) is None
     assert "float64" in str(dape_gpu.fits(q.double(), 3))
@@ -132,13 +142,10 @@ def test_what_they_cannot_do_is_said():
         dape_gpu.fits(q.half().repeat(1, 6, 1, 1)[:, :64], 8)
     )
     assert "want more shared memory than there is" in str(dape_gpu.fits(q.repeat(1, 1, 1, 2), 3))
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert "no fixed order" in str(dape_gpu.fits(q, 3))
-        with torch.no_grad():
-            assert dape_gpu.fits(q, 3) is None
-    finally:
-        torch.use_deterministic_algorithms(False)
+    deterministic(True)
+    assert "no fixed order" in str(dape_gpu.fits(q, 3))
+    with torch.no_grad():
+        assert dape_gpu.fits(q, 3) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
