@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -14,9 +10,9 @@ from edgefm.models.attention import reference
 from edgefm.models.attention.api import attend, choose
 from edgefm.models.attention.pattern import Form, Pattern
 
-pytest.importorskip("triton")
+from .triton_process import ON_GPU, compiles, errors_of
 
-ON_GPU = torch.cuda.is_available()
+pytest.importorskip("triton")
 
 COMPILE = """
 import triton
@@ -86,13 +82,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def errors() -> list[list[float]]:
-    """Of output and gradients, by case; computed by Triton's interpreter where there is no GPU, which must be known before
-    Triton is loaded."""
-    environment = dict(os.environ) if ON_GPU else {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", COMPARE, json.dumps(CASES)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    """Of output and gradients, by case."""
+    return errors_of(COMPARE, CASES)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: str(CASES[number]))
@@ -101,10 +92,7 @@ def test_the_kernels_compute_the_equations_and_their_gradients(errors: list[list
 
 
 def test_they_compile_for_sm_90():
-    """Without a GPU too. In a process of its own: the interpreter's kernels cannot be compiled."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.stdout.strip() == "compiled", done.stderr[-2000:]
+    assert compiles(COMPILE)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="no GPU")
