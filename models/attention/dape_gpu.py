@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 _LEAK = tl.constexpr(0.01)
 _PRECISION = tl.constexpr("tf32x3")
-_SIZES = ["heads", "key_heads", "queries", "keys"]
-"""Triton would compile a kernel again for every size that is 1 or a multiple of 16; these change with the text."""
 COPIES = 32
 """Of the network's gradients, which all programs add to: fewer wait for each other than with one."""
 WARPS = 4
@@ -124,7 +122,7 @@ def _added(hidden, W2, TAPS: tl.constexpr, H: tl.constexpr, C: tl.constexpr):
     return out
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=gpu.SIZES)
 def _forward(
     Q, K, V, BIAS, W1, UNITS, W2, OUT, LOG_SUMS, scale, heads, key_heads, queries, keys,
     TAPS: tl.constexpr, KH: tl.constexpr, G: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
@@ -163,7 +161,7 @@ def _add(INTO, found):
     tl.atomic_add(INTO + at, found, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=gpu.SIZES)
 def _backward(
     Q, K, V, BIAS, A, W1, UNITS, W2, LOG_SUMS, DELTA, GRAD, DQ, DK, DV, DP, DA, DW1, DUNITS, DW2,
     scale, heads, key_heads, queries, keys,

@@ -21,7 +21,7 @@ from .pattern import EPSILON, Form
 
 _FORMS: dict[Form, int] = {"softmax": 0, "sa": 1, "sa_normalised": 2}
 BLOCK_Q, BLOCK_K = 64, 64
-_SIZES = ["heads", "key_heads", "queries", "keys", "kept", "held", "window"]
+SIZES = ["heads", "key_heads", "queries", "keys", "kept", "held", "window"]
 """Triton would compile a kernel again for every size that is 1 or a multiple of 16, seconds each; these change with the text."""
 
 
@@ -76,7 +76,7 @@ def _accumulate(x, seen, v, there, top, total, summed, weighted, least, at_top, 
     return new_top, total, summed, weighted, least, at_top, at_least
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def _forward(
     Q, K, V, KEPT_K, KEPT_V, POSITION, COUNT, SEEN, OUT, STATS, AT, PLAIN,
     scale, epsilon, heads, key_heads, queries, keys, kept, window,
@@ -164,7 +164,7 @@ def _gradients(x, seen, dy, top, per_sum, least, delta, epsilon, FORM: tl.conste
     return tl.where(seen, y, 0.0), tl.where(seen, dx, 0.0)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def _queries_backward(
     Q, K, V, KEPT_K, KEPT_V, POSITION, COUNT, SEEN, STATS, DELTA, GRAD, DQ,
     scale, epsilon, heads, key_heads, queries, keys, kept, window,
@@ -206,7 +206,7 @@ def _queries_backward(
     tl.store(DQ + at_row, dq * scale, mask=real[:, None])
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def _keys_backward(
     Q, K, V, POSITION, COUNT, SEEN, STATS, DELTA, GRAD, DK, DV,
     scale, epsilon, heads, key_heads, queries, keys, held, window,
